@@ -1,0 +1,54 @@
+"""Every limit, with its unit and its reason, in one place.
+
+What a user may send is bounded so that one memory always fits one message of the broker (its default `max_payload` is
+1 MiB); what is kept in memory is bounded so that a slow disk or a slow reader is felt by the writer and not by the
+operating system's memory killer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- what an agent may store -------------------------------------------------------------------------------------
+CONTENT_BYTES_MAX: Final = 256 * 1024  # UTF-8
+ID_BYTES_MAX: Final = 256
+AGENT_BYTES_MAX: Final = 128
+THREAD_BYTES_MAX: Final = 256
+TAG_BYTES_MAX: Final = 128
+TAGS_MAX: Final = 64  # a memory
+METADATA_KEYS_MAX: Final = 64  # a memory
+METADATA_KEY_BYTES_MAX: Final = 128
+METADATA_BYTES_MAX: Final = 16 * 1024  # a memory's metadata as JSON
+TTL_SECONDS_MAX: Final = 100 * 365 * 86_400
+QUERY_LIMIT_MAX: Final = 1_000  # memories a page
+QUERY_TEXT_BYTES_MAX: Final = 4 * 1024
+RELEVANCE_RESULTS_MAX: Final = 1_000  # how deep one can page by relevance: its cursor names what was shown
+
+# -- messages ----------------------------------------------------------------------------------------------------
+BATCH_BYTES_TARGET: Final = 256 * 1024  # a batch is closed once it is this large
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # the embedded broker's max_payload; 256 KiB of \u0001 is 1.5 MiB of JSON
+BATCH_OPERATIONS_MAX: Final = 1_024  # operations or changes in one message
+SYNC_PAGE_RECORDS_MAX: Final = 512
+FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a payload
+
+# -- a node's memory ---------------------------------------------------------------------------------------------
+DIRTY_RECORDS_MAX: Final = 20_000  # acknowledged, not yet in the tables; writers wait above it
+CACHE_BYTES_MAX: Final = 24 * 1024 * 1024  # decoded records kept for reading, estimated
+PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, per connection
+OPERATIONS_REMEMBERED_MAX: Final = 50_000  # operation ids a node knows, so that a retry is not applied twice
+WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
+REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
+FEEDS_MAX: Final = 10_000  # subscriptions a node serves
+
+# -- a session's memory ------------------------------------------------------------------------------------------
+SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
+FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
+
+# -- time --------------------------------------------------------------------------------------------------------
+CONNECT_SECONDS_MAX: Final = 4.5
+OPERATION_SECONDS_MAX: Final = 10.0  # one call, with all its retries
+READ_WAIT_SECONDS_MAX: Final = 1.0  # how long a replica lets a read wait for its token before another one is tried
+ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN rule 8)
+PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
+REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way
+CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500

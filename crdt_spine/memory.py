@@ -1,0 +1,57 @@
+"""What an agent sees: memories, pages of them, updates, and the consistency levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+
+class Consistency(StrEnum):
+    """How fresh an operation must be; see docs/ARCHITECTURE.md, "Consistency levels"."""
+
+    EVENTUAL = "eventual"
+    READ_YOUR_WRITES = "read-your-writes"
+    CAUSAL = "causal"
+    STRONG = "strong"
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """One memory, as it was on the replica that answered. Times are aware UTC datetimes.
+
+    `version` is its ETag: equal versions mean equal memories. `clock` is the vector clock of a thread's entry.
+    """
+
+    id: str
+    content: str
+    agent: str
+    created_at: datetime
+    updated_at: datetime
+    version: str
+    tags: frozenset[str] = frozenset()
+    metadata: Mapping[str, Any] = {}
+    thread: str | None = None
+    clock: Mapping[str, int] = {}
+    importance: float = 0.5
+    expires_at: datetime | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of a query's answer; `cursor` continues it and is None at the end."""
+
+    memories: list[Memory]
+    cursor: str | None = None
+
+
+class Update(msgspec.Struct, frozen=True):
+    """One step of a subscription. `token` resumes right after it.
+
+    A deleted memory comes with its id, agent, thread and tags; its content is empty.
+    """
+
+    kind: Literal["stored", "updated", "deleted"]
+    memory: Memory
+    token: str

@@ -1,0 +1,133 @@
+"""What a node needs from a storage engine: a journal on the way to the acknowledgement, tables filled behind it.
+
+A write is durable once its journal row is. The tables follow in large transactions (`flush`), each of which also says
+up to which journal row it went and which vectors that state has; a restart loads the vectors and replays the journal
+rows after it. What is in the journal but not in the tables yet is the node's to remember (`records.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from crdt_spine.core.selection import Selection
+
+Order = Literal["newest", "oldest"]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One record as the tables keep it: what queries look at, and `state`, the whole CRDT as bytes.
+
+    `created` and `expires` are hybrid-clock integers (milliseconds << 16). `version` is the record's version vector:
+    the dots index is kept from it. A dead record (`alive` false, a tombstone) is found by `changed` and `get` only.
+    """
+
+    id: str
+    partition: int
+    alive: bool
+    agent: str
+    thread: str | None
+    created: int
+    expires: int | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    content: str
+    version: Mapping[str, int]
+    state: bytes
+
+
+class PartitionSummary(msgspec.Struct):
+    """What the tables know of a partition at their last flush."""
+
+    vector: dict[str, int]
+    memories: int = 0  # alive
+    tombstones: int = 0
+
+
+class Checkpoint(msgspec.Struct):
+    """Everything about the tables' state that is not a record; written with the records, in one transaction.
+
+    `through` is the last journal row that is in the tables. `extra` is the node's own (actor, clock, what it heard).
+    """
+
+    through: int = 0
+    partitions: dict[int, PartitionSummary] = {}
+    extra: dict[str, Any] = {}
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One hit of `select`: enough to order and page, and the record's bytes."""
+
+    created: int
+    id: str
+    state: bytes
+
+
+class StorageFull(Exception):
+    """The disk (or the file's permitted size) is used up; nothing of the call was written. It may be tried again."""
+
+
+class StorageUnusable(Exception):
+    """The folder can't be used: not writable, locked by another process, or of another format; the message says it."""
+
+
+class Engine(Protocol):
+    """Methods block and are called from one thread per group: journal, tables, reading, the event loop (`get`)."""
+
+    checkpoint: Checkpoint
+
+    def journal_rows(self, after: int) -> Iterator[tuple[int, bytes]]:
+        """The journal's rows with a sequence above `after`, in order."""
+        ...
+
+    def append(self, row: bytes) -> int:
+        """Write one journal row and make it durable (fsync); its sequence. Raises StorageFull."""
+        ...
+
+    def prune(self, through: int) -> None:
+        """Drop the journal's rows up to and including `through`."""
+        ...
+
+    def flush(self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint) -> None:
+        """Put the records into tables and indexes, remove the ids in `forget`, write the checkpoint: all or nothing,
+        durable. A row replaces an older one of the same id. Raises StorageFull."""
+        ...
+
+    def get(self, id: str) -> bytes | None:
+        """The state of one record (alive or dead) from the tables."""
+        ...
+
+    def changed(
+        self, partition: int, have: Mapping[str, int], upto: Mapping[str, int], after: str | None, limit: int
+    ) -> list[tuple[str, bytes]]:
+        """(id, state) of the partition's records with a dot (actor, n) where have[actor] < n <= upto[actor], by id,
+        behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
+        ...
+
+    def select(
+        self, selection: Selection, order: Order, limit: int, after: tuple[int, str] | None,
+        partitions: Sequence[int] | None, now: int,
+    ) -> Iterator[Found]:
+        """Living, unexpired records of the selection in (created, id) order, beyond `after`; lazily, so that the
+        caller may stop early. `partitions` None means all of them."""
+        ...
+
+    def search(
+        self, text: str, selection: Selection, order: Order | Literal["relevance"], limit: int,
+        after: tuple[int, str] | None, partitions: Sequence[int] | None, now: int,
+    ) -> list[tuple[float, Found]]:
+        """As `select`, among those whose content has the words: all of them when ordered by time, any of them when
+        ordered by relevance (bm25, best first; the float, smaller is better; `after` is not used then)."""
+        ...
+
+    def index_text(self, records_max: int) -> int:
+        """Put up to that many waiting records into the text index; how many still wait."""
+        ...
+
+    def expired(self, now: int, limit: int) -> list[str]:
+        """Ids of living records whose time is over."""
+        ...
+
+    def close(self) -> None: ...
