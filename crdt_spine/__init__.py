@@ -1,0 +1,36 @@
+"""Shared memory for fleets of AI agents: CRDT records replicated over NATS."""
+
+from crdt_spine.errors import (
+    ConfigError,
+    ConnectionFailed,
+    FenceRejected,
+    InvalidInput,
+    LockTimeout,
+    NotFound,
+    QuorumFailed,
+    SpineError,
+    StaleToken,
+    VersionConflict,
+)
+from crdt_spine.memory import Consistency, Memory, Page, Update
+from crdt_spine.spine import Spine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "ConnectionFailed",
+    "Consistency",
+    "FenceRejected",
+    "InvalidInput",
+    "LockTimeout",
+    "Memory",
+    "NotFound",
+    "Page",
+    "QuorumFailed",
+    "Spine",
+    "SpineError",
+    "StaleToken",
+    "Update",
+    "VersionConflict",
+]

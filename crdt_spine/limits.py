@@ -34,11 +34,18 @@ FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a p
 # -- a node's memory ---------------------------------------------------------------------------------------------
 DIRTY_RECORDS_MAX: Final = 20_000  # acknowledged, not yet in the tables; writers wait above it
 CACHE_BYTES_MAX: Final = 24 * 1024 * 1024  # decoded records kept for reading, estimated
-PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, per connection
+PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, of the connection that writes the tables
+READ_CACHE_BYTES_MAX: Final = 6 * 1024 * 1024  # of each connection that reads them; the system caches the file as well
+JOURNAL_CACHE_BYTES_MAX: Final = 1024 * 1024  # of the journal's; it is only appended to
+READERS_MAX: Final = 2  # connections for queries; a third query at once waits
+TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata values
+CHANGED_PAGES_REMEMBERED_MAX: Final = 4  # repairs under way at once that need not look at the index for every page
+CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
 OPERATIONS_REMEMBERED_MAX: Final = 50_000  # operation ids a node knows, so that a retry is not applied twice
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
 FEEDS_MAX: Final = 10_000  # subscriptions a node serves
+HASHED_KEYS_REMEMBERED_MAX: Final = 8_192  # placement keys and own ids; about 1.5 MiB, hashing anew costs 1 µs
 
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
@@ -52,3 +59,27 @@ ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN ru
 PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way
 CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500
+
+# -- processes that `spine up` starts and keeps ------------------------------------------------------------------
+EMBEDDED_NODES_MAX: Final = 32  # on one machine; each is a process with its own caches
+FOLDER_LOCK_SECONDS_MAX: Final = 1.0  # a killed predecessor's children need milliseconds to be gone
+POLL_SECONDS: Final = 0.005  # between looks at a starting server; it is ready in 10 to 30 ms
+BROKER_READY_SECONDS_MAX: Final = 20.0  # it reads its JetStream store first
+NODE_READY_SECONDS_MAX: Final = 60.0  # it replays its journal first
+NODE_STOP_SECONDS_MAX: Final = 2.5  # then it is killed; the journal has everything acknowledged
+BROKER_STOP_SECONDS_MAX: Final = 1.5  # after the nodes; together they stay under 5 s
+RESTART_SECONDS_MIN: Final = 0.1  # before the first restart of a process that died, doubling ...
+RESTART_SECONDS_MAX: Final = 5.0  # ... up to here
+RESTART_CALM_SECONDS: Final = 10.0  # a process that served this long begins again at the minimum
+LOG_BYTES_MAX: Final = 4 * 1024 * 1024  # a process's log file; one older file is kept
+LOG_LINE_BYTES_MAX: Final = 16 * 1024  # looked at as one line
+
+# -- a node's files ----------------------------------------------------------------------------------------------
+WAL_BYTES_TARGET: Final = 32 * 1024 * 1024  # of the tables, before pages go to their place: what is hot goes once
+JOURNAL_PRUNE_ROWS_MAX: Final = 64  # in one transaction; an append waits for as long
+DATABASE_BUSY_SECONDS_MAX: Final = 5.0  # while another program has a lock on a file of ours
+
+# -- what an operator may configure ------------------------------------------------------------------------------
+CONFIG_BYTES_MAX: Final = 1024 * 1024  # a YAML file; a thousand nodes need a tenth of it
+PARTITIONS_MAX: Final = 1_024  # each has a vector in every token and announcement; sixteen bits still cut evenly
+LEASE_SECONDS_MAX: Final = 86_400.0  # a lock whose holder died blocks the others for as long

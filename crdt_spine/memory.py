@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -46,12 +46,30 @@ class Page(msgspec.Struct, frozen=True):
     cursor: str | None = None
 
 
-class Update(msgspec.Struct, frozen=True):
+class Update:
     """One step of a subscription. `token` resumes right after it.
 
     A deleted memory comes with its id, agent, thread and tags; its content is empty.
     """
 
-    kind: Literal["stored", "updated", "deleted"]
-    memory: Memory
-    token: str
+    __slots__ = ("_positions", "_text", "kind", "memory")
+
+    def __init__(
+        self,
+        kind: Literal["stored", "updated", "deleted"],
+        memory: Memory,
+        positions: dict[int, dict[str, int]],
+        text: Callable[[dict[int, dict[str, int]]], str],
+    ) -> None:
+        self.kind = kind
+        self.memory = memory
+        self._positions = positions
+        self._text = text
+
+    @property
+    def token(self) -> str:
+        """Made when asked for: most updates are never resumed from."""
+        return self._text(self._positions)
+
+    def __repr__(self) -> str:
+        return f"Update(kind={self.kind!r}, memory={self.memory!r})"

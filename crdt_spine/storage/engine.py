@@ -76,7 +76,10 @@ class StorageUnusable(Exception):
 class Engine(Protocol):
     """Methods block and are called from one thread per group: journal, tables, reading, the event loop (`get`)."""
 
-    checkpoint: Checkpoint
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the tables held when they were opened, then what the last flush wrote."""
+        ...
 
     def journal_rows(self, after: int) -> Iterator[tuple[int, bytes]]:
         """The journal's rows with a sequence above `after`, in order."""
@@ -100,10 +103,14 @@ class Engine(Protocol):
         ...
 
     def changed(
-        self, partition: int, have: Mapping[str, int], upto: Mapping[str, int], after: str | None, limit: int
+        self, partition: int, have: Mapping[str, int], after: str | None, limit: int
     ) -> list[tuple[str, bytes]]:
-        """(id, state) of the partition's records with a dot (actor, n) where have[actor] < n <= upto[actor], by id,
-        behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
+        """(id, state) of the partition's records with a dot (actor, n) above have[actor] (0 where it has none), by
+        id, behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
+        ...
+
+    def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:
+        """(id, state) of dead records of a partition, the longest untouched first; from an index of the dead alone."""
         ...
 
     def select(

@@ -1,0 +1,352 @@
+"""Every message between processes (docs/ARCHITECTURE.md, "Messages"): JSON, one struct each, versioned.
+
+Its `type` names the message and its version (`delta/1`). A message is refused as a whole when it is no JSON, misses a
+field, has one of another type, or is of another version: a newer node may mean something by a field that this one
+would lose. Unknown fields are refused for the same reason. What a peer sends wrong is counted by who receives it and
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from crdt_spine.core.selection import Selection
+
+NOTHING: Final = msgspec.Raw()  # left out of a message
+
+Vector = dict[str, int]
+Vectors = dict[int, Vector]  # partition -> vector
+NodeState = Literal["starting", "up", "full", "stopping"]
+Level = Literal["eventual", "read-your-writes", "causal", "strong"]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """Frozen, and without gc: messages hold data only, never each other in a cycle."""
+
+
+# -- what replicas exchange ----------------------------------------------------------------------------------------
+
+
+class Change(_Message, frozen=True, kw_only=True):
+    """One agent operation on one record. Its dot is (the delta's actor, first + its index), its stamp (time, actor).
+
+    `alive`: true for a store, false for a delete, absent for an update. A store carries what is fixed at birth
+    (`thread`, `clock`, `created`), a delete what its tombstone keeps (`life_agent`, `thread`, `created`, `last_tags`).
+    `remove` names, for each tag that the change takes away, the dots it saw, `operation` the agent's operation id.
+    """
+
+    id: str
+    time: int
+    agent: str
+    operation: str = ""
+    alive: bool | None = None
+    content: str | None = None
+    importance: float | None = None
+    expires: int | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: dict[str, Any] = {}
+    add: tuple[str, ...] = ()
+    remove: dict[str, tuple[tuple[str, int], ...]] = {}
+    thread: str | None = None
+    clock: dict[str, int] = {}
+    created: int = 0
+    life_agent: str = ""
+    last_tags: tuple[str, ...] = ()
+
+
+class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"):
+    """Consecutive changes of one actor in one partition; `deps` must be in a replica's vector before they apply."""
+
+    partition: int
+    actor: str
+    first: int
+    deps: Vector
+    changes: list[Change]
+
+
+class Ack(_Message, frozen=True, kw_only=True, tag_field="type", tag="ack/1"):
+    """A replica says up to where it durably has an actor's changes, per partition."""
+
+    node: str
+    actor: str
+    reached: dict[int, int]
+
+
+class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="announcement/1"):
+    """A replica says what it durably has, who it is and how it fares. `now`: its wall clock, milliseconds."""
+
+    node: str
+    actor: str
+    state: NodeState
+    now: int
+    vectors: Vectors
+    zone: str | None = None
+
+
+class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
+    """since(have), one page of it: the records changed within (have, upto], behind the id `after`.
+
+    The first page's request has no `upto`: the answer fixes it (rule 6).
+    """
+
+    partition: int
+    have: Vector
+    upto: Vector | None = None
+    after: str | None = None
+    limit: int = 512
+
+
+class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/1"):
+    """Records of a partition as `codec.Stored`; `next` is None on the last page, after which `upto` may be joined.
+
+    `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot.
+    """
+
+    partition: int
+    records: list[tuple[str, msgspec.Raw]]
+    upto: Vector
+    next: str | None = None
+    operations: dict[str, tuple[str, int]] = {}
+
+
+# -- what an agent asks a node ---------------------------------------------------------------------------------------
+
+
+class Get(_Message, frozen=True, kw_only=True, tag="get", tag_field="do"):
+    """Read one memory."""
+
+    i: int
+    id: str
+
+
+class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
+    """Store one memory whole. `acks` is how many replicas must have it durably; `agent` where not the request's."""
+
+    i: int
+    id: str
+    content: str
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    thread: str | None = None
+    importance: float = 0.5
+    expires: int | None = None
+    created: int = 0
+    acks: int | None = None
+    agent: str | None = None
+
+
+class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
+    """Change parts of one memory."""
+
+    i: int
+    id: str
+    content: str | None = None
+    importance: float | None = None
+    expires: int | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: dict[str, Any] = {}
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    if_version: str | None = None
+    acks: int | None = None
+    agent: str | None = None
+
+
+class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
+    """Delete one memory."""
+
+    i: int
+    id: str
+    acks: int | None = None
+    agent: str | None = None
+
+
+class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
+    """A page of a selection from these partitions. `after` is (created, id) of the last memory shown; by relevance,
+    `shown` lists the ids that earlier pages had."""
+
+    i: int
+    selection: Selection
+    order: Literal["newest", "oldest", "relevance"] = "newest"
+    limit: int = 50
+    text: str | None = None
+    after: tuple[int, str] | None = None
+    shown: tuple[str, ...] = ()
+    partitions: tuple[int, ...] | None = None
+
+
+class Reach(_Message, frozen=True, kw_only=True, tag="reach", tag_field="do"):
+    """Answer once the request's token is reached."""
+
+    i: int
+
+
+class Status(_Message, frozen=True, kw_only=True, tag="status", tag_field="do"):
+    """How the node fares."""
+
+    i: int
+
+
+Operation = Get | Store | Edit | Delete | Query | Reach | Status
+Write = Store | Edit | Delete
+
+
+class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="request/1"):
+    """A batch of one session's operations. Operation ids are `<session>-<i>`; a `retry` may have been applied before.
+
+    `token` has the vectors, for the partitions read here, that the answer must not be behind.
+    """
+
+    session: str
+    agent: str
+    operations: list[Operation]
+    token: Vectors = {}
+    retry: bool = False
+
+
+class Hit(_Message, frozen=True, kw_only=True):
+    """One memory of a page; `score` (relevance: smaller is better) or (created, id) puts pages of several nodes in
+    order."""
+
+    created: int
+    memory: msgspec.Raw
+    id: str
+    score: float = 0.0
+
+
+class Result(_Message, frozen=True, kw_only=True):
+    """What came of one operation. Which fields are there follows from the operation and from `error`."""
+
+    i: int
+    memory: msgspec.Raw = NOTHING  # get, update: a `Memory`; empty where there is none
+    created: int = 0  # store: hybrid times and version of the memory
+    updated: int = 0
+    version: str | None = None
+    existed: bool | None = None  # delete
+    hits: list[Hit] | None = None  # query
+    more: bool = False
+    status: msgspec.Raw = NOTHING
+    error: str | None = None  # the name of an error class, or "Behind", "Busy", "NotHere": try another replica
+    message: str | None = None
+    outcome: Literal["not applied", "unknown"] | None = None
+    acks_seen: int = 0
+    acks_needed: int = 0
+
+
+class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="response/1"):
+    """Answers to operations of one request, as they become ready; `seen` is what they reflect, for the token."""
+
+    node: str
+    results: list[Result]
+    seen: Vectors = {}
+
+
+# -- feeds ----------------------------------------------------------------------------------------------------------
+
+
+class FeedOpen(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-open/1"):
+    """Send updates of a selection to `inbox`, after `token` (None: from now on). `credit` updates may be under way."""
+
+    feed: str
+    inbox: str
+    selection: Selection
+    partitions: tuple[int, ...]
+    credit: int
+    token: Vectors | None = None
+
+
+class FeedCredit(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-credit/1"):
+    """The subscriber has taken `taken` updates since the feed was opened, and is alive."""
+
+    feed: str
+    taken: int
+
+
+class FeedClose(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-close/1"):
+    """The subscriber is gone."""
+
+    feed: str
+
+
+FeedCommand = FeedOpen | FeedCredit | FeedClose
+
+
+class FeedUpdate(_Message, frozen=True, kw_only=True):
+    """One update; `dot` is the change's (live), `version` the record's (repeats after a change of node)."""
+
+    partition: int
+    kind: Literal["stored", "updated", "deleted"]
+    memory: msgspec.Raw
+    id: str
+    version: Vector
+    position: Vector  # the partition's position right after this update
+
+
+class FeedBatch(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-batch/1"):
+    """Updates in order, then `positions`: everything up to these vectors has been sent. Empty: the feed lives."""
+
+    feed: str
+    number: int  # 0, 1, 2 … : a gap means a lost message, and the subscriber opens the feed anew
+    updates: list[FeedUpdate] = []
+    positions: Vectors = {}
+    error: str | None = None
+
+
+# -- discovery ------------------------------------------------------------------------------------------------------
+
+
+class NodeInfo(_Message, frozen=True, kw_only=True):
+    """One configured node."""
+
+    id: str
+    zone: str | None = None
+
+
+class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"):
+    """A node introduces its cluster to whoever asks on the discovery subject."""
+
+    cluster: str
+    region: str
+    node: str
+    state: NodeState
+    nodes: list[NodeInfo]
+    partitions: int
+    factor: int
+    write_quorum: int
+    placement: str = "hash"
+    default_level: Level = "read-your-writes"
+    overrides: list[tuple[tuple[str, ...], Level]] = []
+
+
+DISCOVERY_SUBJECT: Final = "spine.discover"
+
+
+class Subjects:
+    """The subjects of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.prefix = f"spine.{cluster}"
+        self.deltas = f"{self.prefix}.delta.*"
+        self.gossips = f"{self.prefix}.gossip.*"
+
+    def delta(self, partition: int) -> str:
+        return f"{self.prefix}.delta.{partition}"
+
+    def gossip(self, node: str) -> str:
+        return f"{self.prefix}.gossip.{node}"
+
+    def rpc(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.rpc"
+
+    def ack(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.ack"
+
+    def sync(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.sync"
+
+    def feed(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.feed"
+
+
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode

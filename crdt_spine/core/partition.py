@@ -1,0 +1,206 @@
+"""One replica of one partition: the rules that make all replicas of it converge.
+
+docs/ARCHITECTURE.md numbers them. Here are 1 (an actor's changes apply in order), 2 and 3 (a change waits for what it
+depends on, the versions of the records it touched included), 4 (what a record already has is skipped), 6 (a sync's
+vector counts after its last page), 8 (an announcement counts once everything in it is here), 9 (a tombstone goes once
+every replica has it) and 10 (a change from the future waits).
+Gonçalves et al., "Concise server-wide causality management for eventually consistent data stores" (2017).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from crdt_spine.core.causality import Vector, join, join_into, meet, within
+from crdt_spine.core.clock import HybridClock, at_milliseconds
+from crdt_spine.core.messages import Change, Delta
+from crdt_spine.core.record import Record, apply, merge
+from crdt_spine.core.registers import Origin
+
+
+class Records(Protocol):
+    """Where records live; a dict would do. `put` and `drop` are remembered until they are durable."""
+
+    def get(self, id: str) -> Record | None: ...
+    def put(self, partition: int, record: Record) -> None: ...
+    def drop(self, partition: int, id: str) -> None: ...
+
+
+#: Told of every change that took effect: the record before and after it, and the dot (actor, n).
+Watcher = Callable[[int, Record | None, Record, str, int], None]
+
+
+class Partition:
+    """A replica's state of one partition, but for the records themselves."""
+
+    def __init__(self, number: int, records: Records, clock: HybridClock, vector: Vector | None = None) -> None:
+        self.number = number
+        self.records = records
+        self.clock = clock
+        self.vector: Vector = vector or {}
+        self.memories = 0
+        self.tombstones = 0
+        self.waiting: dict[str, list[tuple[int, int, Delta]]] = {}  # actor -> (first, tie-break, delta), ascending
+        self.waiting_changes = 0
+        self.heard: dict[str, Vector] = {}  # replica -> the newest announcement that counts
+        self.watcher: Watcher | None = None
+        self._open: tuple[str, int, Vector, list[Change]] | None = None  # actor, first, deps, changes of this turn
+
+    # -- a change of our own ----------------------------------------------------------------------------------------
+
+    def coordinate(self, actor: str, change: Change, record: Record | None) -> Record:
+        """Give the change its dot, apply it, and put it into the delta that `seal` will give."""
+        n = self.vector.get(actor, 0) + 1
+        if self._open is None or self._open[0] != actor:
+            assert self._open is None, "an actor changes only between turns"
+            self._open = (actor, n, self._deps(actor), [])
+        deps, changes = self._open[2], self._open[3]
+        if record is not None and not within(record.version, self.vector):
+            join_into(deps, {a: m for a, m in record.version.items() if a != actor})  # rule 3
+        changes.append(change)
+        after = apply(record, change, Origin(change.time, actor, n, change.agent))
+        self._keep(record, after, actor, n)
+        self.vector[actor] = n
+        return after
+
+    def seal(self) -> Delta | None:
+        """The delta of everything coordinated since the last call."""
+        if self._open is None:
+            return None
+        actor, first, deps, changes = self._open
+        self._open = None
+        return Delta(partition=self.number, actor=actor, first=first, deps=deps, changes=changes)
+
+    def _deps(self, actor: str) -> Vector:
+        return {a: n for a, n in self.vector.items() if a != actor}
+
+    # -- changes of others ------------------------------------------------------------------------------------------
+
+    def offer(self, delta: Delta, latest: int) -> list[Delta]:
+        """Take a delta from the network: apply it, hold it back or drop it as a duplicate (rules 1, 2, 10).
+
+        `latest` is the greatest hybrid time that may be applied now. Returns the deltas that were applied, in order:
+        this one, and those that had waited for it.
+        """
+        if delta.first + len(delta.changes) - 1 <= self.vector.get(delta.actor, 0):
+            return []
+        held = self.waiting.setdefault(delta.actor, [])
+        if not any(first == delta.first and len(d.changes) >= len(delta.changes) for first, _, d in held):
+            insort(held, (delta.first, id(delta), delta))
+            self.waiting_changes += len(delta.changes)
+        return self.drain(latest)
+
+    def drain(self, latest: int) -> list[Delta]:
+        """Apply what no longer has to wait."""
+        applied: list[Delta] = []
+        progress = bool(self.waiting)
+        while progress:
+            progress = False
+            for actor in list(self.waiting):
+                while (delta := self._next(actor, latest)) is not None:
+                    self._apply(delta)
+                    applied.append(delta)
+                    progress = True
+        return applied
+
+    def forget_waiting(self) -> None:
+        """Drop everything held back: the next sync brings it."""
+        self.waiting.clear()
+        self.waiting_changes = 0
+
+    def _next(self, actor: str, latest: int) -> Delta | None:
+        """The actor's next delta that is due, taken out of the waiting ones; duplicates fall away on the road."""
+        held = self.waiting[actor]
+        while held:
+            first, _, delta = held[0]
+            here = self.vector.get(actor, 0)
+            duplicate = first + len(delta.changes) - 1 <= here
+            if not duplicate and (first > here + 1 or not self._due(delta, latest)):
+                return None
+            held.pop(0)
+            self.waiting_changes -= len(delta.changes)
+            if not duplicate:
+                return delta
+        del self.waiting[actor]
+        return None
+
+    def _due(self, delta: Delta, latest: int) -> bool:
+        return within(delta.deps, self.vector) and delta.changes[-1].time <= latest
+
+    def _apply(self, delta: Delta) -> None:
+        actor, here = delta.actor, self.vector.get(delta.actor, 0)
+        for n, change in enumerate(delta.changes, delta.first):
+            if n <= here:
+                continue
+            record = self.records.get(change.id)
+            if record is None or n > record.version.get(actor, 0):  # rule 4
+                after = apply(record, change, Origin(change.time, actor, n, change.agent))
+                self._keep(record, after, actor, n)
+            self.clock.observe(change.time)
+            self.vector[actor] = n
+
+    def _keep(self, before: Record | None, after: Record, actor: str, n: int) -> None:
+        self._count(before, after)
+        self.records.put(self.number, after)
+        if self.watcher is not None:
+            self.watcher(self.number, before, after, actor, n)
+
+    def _count(self, before: Record | None, after: Record | None) -> None:
+        if before is not None:
+            self.memories -= before.alive
+            self.tombstones -= not before.alive
+        if after is not None:
+            self.memories += after.alive
+            self.tombstones += not after.alive
+
+    # -- since ------------------------------------------------------------------------------------------------------
+
+    def merge_records(self, records: Iterable[Record]) -> None:
+        """One page of a sync: records may now be ahead of the vector (rule 3 is the answer to that)."""
+        for theirs in records:
+            mine = self.records.get(theirs.id)
+            if mine is not None and within(theirs.version, mine.version):
+                continue
+            merged = theirs if mine is None else merge(mine, theirs)
+            self.clock.observe(merged.updated)
+            self._count(mine, merged)
+            self.records.put(self.number, merged)
+            if self.watcher is not None:
+                self.watcher(self.number, mine, merged, "", 0)
+
+    def finish_sync(self, upto: Mapping[str, int], latest: int) -> list[Delta]:
+        """The last page is in: the source's vector at the start of the sync holds here too (rule 6)."""
+        self.vector = join(self.vector, upto)
+        return self.drain(latest)
+
+    # -- stability --------------------------------------------------------------------------------------------------
+
+    def hear(self, replica: str, vector: Mapping[str, int]) -> bool:
+        """An announcement of another replica; False while it does not count yet (rule 8)."""
+        if not within(vector, self.vector):
+            return False
+        self.heard[replica] = join(self.heard.get(replica, {}), vector)
+        return True
+
+    def stable(self, replicas: Iterable[str]) -> Vector:
+        """What every replica has, as far as it was heard; `replicas` are the others that must agree."""
+        return meet([self.vector, *(self.heard.get(replica, {}) for replica in replicas)])
+
+    def collect(self, tombstones: Iterable[Record], replicas: Iterable[str]) -> int:
+        """Forget the tombstones that every replica has (rule 9); how many."""
+        stable = self.stable(replicas)
+        collected = 0
+        for tombstone in tombstones:
+            record = self.records.get(tombstone.id)
+            if record is not None and not record.alive and within(record.version, stable):
+                self._count(record, None)
+                self.records.drop(self.number, record.id)
+                collected += 1
+        return collected
+
+
+def latest_time(now: int, drift: int) -> int:
+    """The greatest hybrid time that may be applied at the wall clock `now`, both in milliseconds (rule 10)."""
+    return at_milliseconds(now + drift)

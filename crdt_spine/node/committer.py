@@ -1,0 +1,112 @@
+"""Group commit: one journal row, one fsync, for everything that came while the last one was being written.
+
+This is the only place where a turn becomes durable, and the only road on which anything of it leaves the node
+(rule 7): the deltas and acknowledgements of a turn, the answers and feed updates that depend on it go out behind it.
+While the disk is full the turn is kept and tried again; `full` tells the rest of the node to take no more writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.storage.engine import Engine, StorageFull
+
+log = logging.getLogger(__name__)
+
+ROW_BYTES_MAX = 4 * 1024 * 1024
+RETRY_SECONDS = 0.5  # while the disk is full
+GATHER_SECONDS = 0.002  # between two commits under load: fewer, larger ones cost less processor time
+
+
+class Committer:
+    """Ends turns, writes them, tells `on_settled`. `through` is the last journal row whose turn has taken effect."""
+
+    def __init__(
+        self, replica: Replica, engine: Engine, on_settled: Callable[[Turn, list[Waiting]], None], through: int
+    ) -> None:
+        self.replica = replica
+        self.engine = engine
+        self.on_settled = on_settled
+        self.through = through
+        self.full = False
+        self.rows: deque[tuple[int, int]] = deque()  # (sequence, operations in it), for pruning
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._wake = asyncio.Event()
+        self._barriers: list[asyncio.Future[None]] = []
+        self._committing = False
+        self._last_commit = 0.0
+
+    def touch(self) -> None:
+        """Something is to be committed."""
+        self._wake.set()
+
+    async def barrier(self) -> None:
+        """Return once everything that has taken effect in memory so far is durable."""
+        if not self._committing and not self._wake.is_set():
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._barriers.append(future)
+        self._wake.set()
+        await future
+
+    async def run(self) -> None:
+        """Commit, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            gather = self._last_commit + GATHER_SECONDS - loop.time()
+            if gather > 0:
+                await asyncio.sleep(gather)
+            self._wake.clear()
+            barriers, self._barriers = self._barriers, []
+            turn = self.replica.end_turn()
+            if not turn.empty:
+                self._committing = True
+                await self._write(turn)
+                self._last_commit = loop.time()
+                self.on_settled(turn, self.replica.persisted(turn))
+                self._committing = False
+            for barrier in barriers:
+                if not barrier.done():
+                    barrier.set_result(None)
+
+    async def _write(self, turn: Turn) -> None:
+        loop = asyncio.get_running_loop()
+        for row in _rows(turn.journal):
+            while True:
+                try:
+                    sequence = await loop.run_in_executor(self._thread, self.engine.append, row)
+                    break
+                except StorageFull as error:
+                    if not self.full:
+                        log.error("the journal can't be written, no more writes are taken: %s", error)
+                    self.full = True
+                    await asyncio.sleep(RETRY_SECONDS)
+            if self.full:
+                log.warning("the journal can be written again")
+                self.full = False
+            self.through = sequence
+            self.rows.append((sequence, row.count(b'"operation"')))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def _rows(journal: list[bytes]) -> list[bytes]:
+    """The entries of a turn as journal rows: lines of JSON, cut so that no row grows out of bounds."""
+    rows: list[bytes] = []
+    start = size = 0
+    for index, entry in enumerate(journal):
+        if size and size + len(entry) > ROW_BYTES_MAX:
+            rows.append(b"\n".join(journal[start:index]))
+            start, size = index, 0
+        size += len(entry)
+    if start < len(journal):
+        rows.append(b"\n".join(journal[start:]))
+    return rows

@@ -1,0 +1,114 @@
+"""Fills the tables behind the journal, in large transactions, and the text index behind the tables.
+
+Waiting pays: what is written again before a flush is written to the tables once. So a flush starts when enough has
+changed or enough time has passed, and the text index takes what is left of the time, more eagerly the further behind
+it is. A text search may ask for it to catch up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from crdt_spine.limits import DIRTY_RECORDS_MAX, OPERATIONS_REMEMBERED_MAX
+from crdt_spine.node.committer import Committer
+from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
+from crdt_spine.storage.records import RecordStore
+
+log = logging.getLogger(__name__)
+
+FLUSH_RECORDS = DIRTY_RECORDS_MAX // 2
+FLUSH_SECONDS = 5.0
+TEXT_RECORDS = 200  # in one transaction of the text index
+TEXT_BACKLOG_MAX = 20_000  # above it the index works without pause
+CHECK_SECONDS = 0.1
+RETRY_SECONDS = 1.0  # while the disk is full
+
+
+class Flusher:
+    """Runs flushes one after the other. `checkpoint` gives the vectors of this instant."""
+
+    def __init__(
+        self, store: RecordStore, engine: Engine, committer: Committer, checkpoint: Callable[[], Checkpoint]
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.committer = committer
+        self.checkpoint = checkpoint
+        self.text_backlog = 0
+        self._thread = ThreadPoolExecutor(1, "tables")
+        self._one = asyncio.Lock()
+        self._last = 0.0
+
+    async def run(self) -> None:
+        """Flush and index when due, until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._last = loop.time()
+        self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            due = len(self.store.dirty) >= FLUSH_RECORDS or loop.time() - self._last >= FLUSH_SECONDS
+            try:
+                if due and self.store.dirty:
+                    await self.flush()
+                elif due:
+                    self._last = loop.time()
+                if self.text_backlog:
+                    await self._index(1 if self.text_backlog < TEXT_BACKLOG_MAX else 10)
+            except StorageFull as error:
+                log.error("the tables can't be written: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def flush(self) -> None:
+        """Bring everything dirty into the tables. Raises StorageFull: it is dirty still."""
+        loop = asyncio.get_running_loop()
+        async with self._one:
+            flush = self.store.begin_flush(self.checkpoint())
+            written = False
+            try:
+                # Shielded: what a thread has begun it ends, and the store must hear of it.
+                writing = loop.run_in_executor(self._thread, self.store.write_flush, flush)
+                try:
+                    await asyncio.shield(writing)
+                except asyncio.CancelledError:
+                    await asyncio.wait([writing])
+                    written = writing.exception() is None
+                    raise
+                written = True
+            finally:
+                self.store.end_flush(flush, written)
+            self._last = loop.time()
+            self.text_backlog += len(flush.entries)
+            await self._prune(flush.checkpoint.through)
+
+    async def catch_up_text(self) -> None:
+        """Everything that was acknowledged before this call can be found by its words afterwards."""
+        if self.store.dirty or self.store.flushing:
+            await self.flush()
+        while self.text_backlog:
+            await self._index(5)
+
+    async def _index(self, transactions: int) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._one:
+            for _ in range(transactions):
+                left = await loop.run_in_executor(self._thread, self.engine.index_text, TEXT_RECORDS)
+                self.text_backlog = left
+                if not left:
+                    break
+
+    async def _prune(self, through: int) -> None:
+        """Drop journal rows that are in the tables and too old for a retry to ask for."""
+        rows = self.committer.rows
+        remembered = sum(operations for _, operations in rows)
+        last = 0
+        while rows and rows[0][0] <= through and remembered > OPERATIONS_REMEMBERED_MAX:
+            last, operations = rows.popleft()
+            remembered -= operations
+        if last:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.engine.prune, last)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)

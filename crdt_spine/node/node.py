@@ -1,0 +1,372 @@
+"""A node: a process's replicas, wired to a disk and a transport. Read `start` for the order in which it comes up.
+
+    service.py      what agents ask           queries.py   pages of memories        feeds.py    subscriptions
+    committer.py    journal, fsync            flusher.py   tables, text index       view.py     record -> memory
+    replication.py  deltas, acks, repair
+
+The rules are in crdt_spine/core; here is only when things happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from crdt_spine.core.causality import missing
+from crdt_spine.core.clock import HybridClock, at_milliseconds
+from crdt_spine.core.layout import Layout
+from crdt_spine.core.messages import (
+    DISCOVERY_SUBJECT,
+    Delete,
+    Delta,
+    FeedClose,
+    FeedCommand,
+    FeedCredit,
+    FeedOpen,
+    Hello,
+    NodeState,
+    Subjects,
+    SyncPage,
+    encode,
+)
+from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.replica import Refused, Replica, Turn, actor_name
+from crdt_spine.errors import ConfigError
+from crdt_spine.node.committer import Committer
+from crdt_spine.node.feeds import Feeds
+from crdt_spine.node.flusher import Flusher
+from crdt_spine.node.queries import Queries
+from crdt_spine.node.replication import Replication
+from crdt_spine.node.service import Service
+from crdt_spine.storage.engine import Checkpoint, Engine, PartitionSummary
+from crdt_spine.storage.records import RecordStore
+from crdt_spine.transport.base import Message, Subscription, Transport
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on its own last change
+EXPIRED_AT_ONCE = 200
+EXPIRE_SECONDS = 5.0
+
+_decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
+_decode_feed: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
+
+
+class Node:
+    """One node. `hello` describes its cluster; it is in `hello.nodes`."""
+
+    def __init__(self, id: str, hello: Hello, engine: Engine, transport: Transport, *, zone: str | None = None) -> None:
+        self.id = id
+        self.hello = hello
+        self.engine = engine
+        self.transport = transport
+        self.layout = Layout(hello)
+        self.started = time.time()
+        checkpoint = engine.checkpoint
+        self._check_folder(checkpoint)
+        peers = {
+            number: tuple(node for node in nodes if node != id)
+            for number, nodes in self.layout.replicas.items()
+            if id in nodes
+        }
+        self.incarnation: str = checkpoint.extra.get("incarnation") or _incarnation()
+        self.fresh = "incarnation" not in checkpoint.extra
+        self.store = RecordStore(engine)
+        clock = HybridClock(checkpoint.extra.get("clock", 0))
+        quorum = min(hello.write_quorum, hello.factor, len(hello.nodes))
+        self.replica = Replica(id, self._actor(), self.store, clock, peers, quorum)
+        for number, summary in checkpoint.partitions.items():
+            partition = self.replica.partitions.get(number)
+            if partition is not None:
+                partition.vector = dict(summary.vector)
+                partition.memories, partition.tombstones = summary.memories, summary.tombstones
+        self.committer = Committer(self.replica, engine, self._settled, checkpoint.through)
+        self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint)
+        self.queries = Queries(self.store, engine, self.committer, self.flusher)
+        self.subjects = Subjects(hello.cluster)
+        self.replication = Replication(
+            id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done
+        )
+        self.feeds = Feeds(self.replica, self.store, self.committer, transport, time.monotonic)
+        self.service = Service(
+            id, self.replica, self.store, self.committer, self.queries, transport, hello.partitions, self._may_write,
+            self.status,
+        )  # fmt: skip
+        self.refused_feeds = 0
+        self._subscriptions: list[Subscription] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.failed: asyncio.Future[None] | None = None
+
+    # -- coming up and going down -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Recover, make sure of the own identity, then serve."""
+        self.failed = asyncio.get_running_loop().create_future()
+        self._recover()
+        self._run(self.committer.run())
+        if self.fresh:
+            await self._write_identity()
+        subjects = self.subjects
+        await self._listen(subjects.ack(self.id), self.replication.take_ack)
+        await self._listen(subjects.sync(self.id), self.replication.take_request)
+        await self._listen(subjects.gossips, self.replication.take_announcement)
+        if len(self.replica.partitions) == self.hello.partitions:
+            await self._listen(subjects.deltas, self.replication.take_delta)
+        else:
+            for number in self.replica.partitions:
+                await self._listen(subjects.delta(number), self.replication.take_delta)
+        self._run(self.replication.run())
+        await self._handshake()
+        self._run(self.flusher.run())
+        self._run(self.feeds.run())
+        self._run(self._expire())
+        self._run(self._guard_identity())
+        await self._listen(subjects.rpc(self.id), self.service.take)
+        await self._listen(subjects.feed(self.id), self._take_feed)
+        await self._listen(DISCOVERY_SUBJECT, self._introduce)
+        self.replication.state = "up"
+        self.replication.announce()
+
+    async def stop(self) -> None:
+        """Take no more, make everything durable, leave nothing running."""
+        self.replication.state = "stopping"
+        with contextlib.suppress(Exception):
+            self.replication.announce()
+        for subscription in self._subscriptions:
+            with contextlib.suppress(Exception):
+                await subscription.cancel()
+        self.feeds.close()
+        self.replication.close()
+        self.service.close()
+        if self._tasks and not self._tasks[0].done():
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.committer.barrier(), 2)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await self.flusher.flush()
+        self.queries.close()
+        self.flusher.close()
+        self.committer.close()
+        self.engine.close()
+
+    def _recover(self) -> None:
+        """Replay what the journal has and the tables have not; remember the operations of the rows before that."""
+        through = self.engine.checkpoint.through
+        rows = 0
+        for sequence, row in self.engine.journal_rows(0):
+            entries = row.split(b"\n")
+            self.committer.rows.append((sequence, row.count(b'"operation"')))
+            if sequence <= through:
+                self.replica.remember(entries, _decode_entry)
+            else:
+                self.replica.replay(entries, _decode_entry)
+                rows += 1
+            self.committer.through = max(self.committer.through, sequence)
+        self.replica.recovered()
+        if rows:
+            log.info("replayed %d journal rows", rows)
+
+    def _check_folder(self, checkpoint: Checkpoint) -> None:
+        extra: dict[str, Any] = checkpoint.extra
+        here = {
+            "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
+            "partitions": self.hello.partitions,
+        }  # fmt: skip
+        for key, value in here.items():
+            if extra.get(key, value) != value:
+                raise ConfigError(
+                    f"this data folder belongs to {key} {extra[key]!r}, the configuration says {value!r}; "
+                    "give the node its own folder, or the folder its own configuration"
+                )
+
+    async def _listen(self, subject: str, handler: Callable[[Message], Awaitable[None] | None]) -> None:
+        self._subscriptions.append(await self.transport.subscribe(subject, handler))
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A part of the node ended: only by being cancelled, or by a bug, and then the node must not go on."""
+        if not task.cancelled() and self.failed is not None and not self.failed.done():
+            self.failed.set_exception(task.exception() or RuntimeError("a part of the node ended"))
+
+    # -- who am I ---------------------------------------------------------------------------------------------------
+
+    def _actor(self) -> str:
+        return actor_name(self.hello.region, self.id, self.incarnation)
+
+    async def _handshake(self) -> None:
+        """Hear every peer before the first change: one that knows more of this actor than its disk does shows that the
+        disk was rolled back. Who can't be heard might know more, so then a new incarnation is begun as well."""
+        peers = {peer for peers in self.replica.peers.values() for peer in peers}
+        deadline = time.monotonic() + HANDSHAKE_SECONDS_MAX
+        self.replication.announce()
+        while not peers <= self.replication.peers.keys() and not self.replication.usurped.is_set():
+            self.replication.heard_peer.clear()
+            try:
+                await asyncio.wait_for(self.replication.heard_peer.wait(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                break
+        unheard = peers - self.replication.peers.keys()
+        if self.replication.usurped.is_set() or (unheard and not self.fresh):
+            await self._reincarnate("rolled back" if self.replication.usurped.is_set() else f"not heard: {unheard}")
+
+    async def _guard_identity(self) -> None:
+        while True:
+            await self.replication.usurped.wait()
+            await self._reincarnate("a peer knows changes of it that are not here")
+
+    async def _reincarnate(self, reason: str) -> None:
+        await self.committer.barrier()
+        old, self.incarnation = self._actor(), _incarnation()
+        await self._write_identity()
+        await self.committer.barrier()
+        self.replica.actor = self._actor()
+        self.replication.usurped.clear()
+        log.warning("%s goes on as %s: %s", old, self.replica.actor, reason)
+        self.replication.announce()
+
+    async def _write_identity(self) -> None:
+        """The incarnation is on disk before its first dot is used."""
+        await self.flusher.flush()
+        self.fresh = False
+
+    def _checkpoint(self) -> Checkpoint:
+        """What the tables will have after a flush of everything that is dirty at this instant."""
+        return Checkpoint(
+            through=self.committer.through,
+            partitions={
+                number: PartitionSummary(dict(p.vector), p.memories, p.tombstones)
+                for number, p in self.replica.partitions.items()
+            },
+            extra={
+                "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
+                "partitions": self.hello.partitions, "incarnation": self.incarnation,
+                "clock": self.replica.clock.highest,
+            },
+        )  # fmt: skip
+
+    # -- the ways between the parts ---------------------------------------------------------------------------------
+
+    def _settled(self, turn: Turn, done: list[Waiting]) -> None:
+        self.replication.settled(turn)
+        self.service.done(done)
+        if turn.events:
+            self.feeds.settled(turn.events)
+        self.service.settled()
+
+    def _done(self, done: list[Waiting]) -> None:
+        if done:
+            self.service.done(done)
+
+    def _may_write(self, acks: int) -> str:
+        """Why a write that needs that many replicas can't be taken now; empty: it can."""
+        needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
+        if needed > 1:
+            reachable = 1 + len(self.replication.alive())
+            if reachable < needed:
+                return f"quorum: node {self.id} reaches {reachable} of the {needed} replicas that the write needs"
+        return ""
+
+    def _take_feed(self, message: Message) -> None:
+        try:
+            command = _decode_feed(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.refused_feeds += 1
+            return
+        self.feeds.command(command)
+
+    def _introduce(self, message: Message) -> None:
+        if message.reply:
+            hello = msgspec.structs.replace(self.hello, node=self.id, state=self.state)
+            self.transport.send(message.reply, encode(hello))
+
+    async def _expire(self) -> None:
+        """Delete what is past its time, where this node is the first replica; fail what waits too long for a quorum."""
+        expired = 0.0
+        while True:
+            await asyncio.sleep(0.25)
+            self.service.failed(self.replica.expire(_now()))
+            self.service.settled()
+            if time.monotonic() - expired < EXPIRE_SECONDS or self.committer.full:
+                continue
+            expired = time.monotonic()
+            for id in self.engine.expired(at_milliseconds(_now()), EXPIRED_AT_ONCE):
+                record = self.store.get(id)
+                number = self.layout.partition_of(id)
+                mine = number in self.replica.partitions and self.layout.replicas[number][0] == self.id
+                if mine and record is not None and record.alive and record.expired(at_milliseconds(_now())):
+                    with contextlib.suppress(Refused):
+                        self.replica.delete_expired(number, Delete(i=0, id=id), _now())
+                        self.committer.touch()
+
+    # -- status -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> NodeState:
+        return "full" if self.committer.full else self.replication.state
+
+    async def status(self) -> msgspec.Raw:
+        """The node's report, as `spine status --json` shows it."""
+        replication = self.replication
+        partitions = self.replica.partitions.values()
+        alive = replication.alive()
+        behind = {
+            node: sum(
+                missing(self.replica.durable.get(number, {}), vector)
+                for number, vector in peer.announcement.vectors.items()
+                if number in self.replica.durable
+            )
+            for node, peer in replication.peers.items()
+            if node in alive
+        }
+        refused = self.service.counts["refused"] + replication.counts["refused"] + self.refused_feeds
+        report = {
+            "id": self.id,
+            "state": self.state,
+            "zone": replication.zone,
+            "pid": os.getpid(),
+            "actor": self.replica.actor,
+            "uptime_seconds": round(time.time() - self.started, 1),
+            "partitions": len(partitions),
+            "memories": sum(p.memories for p in partitions),
+            "tombstones": sum(p.tombstones for p in partitions),
+            "replication_lag_changes": max(behind.values(), default=0),
+            "peers": {
+                node: {"alive": node in alive, "state": peer.announcement.state, "lag_changes": peer.lag}
+                for node, peer in replication.peers.items()
+            },
+            "unflushed": len(self.store.dirty) + len(self.store.flushing),
+            "text_backlog": self.flusher.text_backlog,
+            "waiting_changes": sum(p.waiting_changes for p in partitions),
+            "waiting_writes": self.service.waiting,
+            "feeds": len(self.feeds.feeds),
+            "quorum_failures": self.service.counts["quorum_failures"],
+            "messages_refused": refused,
+            "counts": {**self.service.counts, **replication.counts},
+        }
+        return msgspec.Raw(encode(report))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _incarnation() -> str:
+    """A name that this node never had: the time, in base 36."""
+    number, text = time.time_ns() // 1_000_000, ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
+    return text

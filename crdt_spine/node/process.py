@@ -1,0 +1,88 @@
+"""The process of one node: `spine node`. Everything that ends it, and with which exit code, is here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from crdt_spine.config import ClusterConfig, load
+from crdt_spine.core.messages import Hello, NodeInfo
+from crdt_spine.errors import ConfigError, ConnectionFailed
+from crdt_spine.node.node import Node
+from crdt_spine.storage.engine import StorageUnusable
+from crdt_spine.storage.sqlite import SqliteEngine
+from crdt_spine.transport.nats import NatsTransport
+
+log = logging.getLogger(__name__)
+
+BROKER_SECONDS_MAX = 30.0  # how long a starting node waits for its broker
+SWITCH_SECONDS = 0.001  # how long a thread may keep the interpreter while the event loop waits for it
+
+
+def run_node(config: Path, id: str, data: Path, server: str) -> int:
+    """Run a node until SIGINT or SIGTERM; its exit code. Prints `ready ID` on stdout once it serves."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        hello = hello_of(load(config), id)
+        data.parent.mkdir(parents=True, exist_ok=True)
+        engine = SqliteEngine.open(data)
+        try:
+            import uvloop
+
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        except ImportError:
+            runner = asyncio.Runner()
+        with runner:
+            return runner.run(_serve(hello, id, engine, server))
+    except (ConfigError, StorageUnusable, OSError) as error:
+        print(f"node {id}: {error}", file=sys.stderr, flush=True)
+        return 4 if isinstance(error, ConnectionFailed) else 1
+
+
+def hello_of(config: ClusterConfig, id: str) -> Hello:
+    """The cluster's description as its node `id` tells it. Raises ConfigError where the file does not have the node."""
+    names = [node.id for node in config.nodes]
+    if id not in names:
+        raise ConfigError(f"there is no node {id!r} in the configuration; it has {', '.join(names)}")
+    return Hello(
+        cluster=config.name,
+        region=config.region,
+        node=id,
+        state="starting",
+        nodes=[NodeInfo(id=node.id, zone=node.zone) for node in config.nodes],
+        partitions=config.partitions,
+        factor=config.replication.factor,
+        write_quorum=config.replication.write_quorum,
+        placement=config.placement,
+        default_level=config.consistency.default,
+        overrides=[(tuple(override.tags), override.model) for override in config.consistency.overrides],
+    )
+
+
+async def _serve(hello: Hello, id: str, engine: SqliteEngine, server: str) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    transport = await NatsTransport.connect(server, f"spine node {id}", BROKER_SECONDS_MAX)
+    zone = next(node.zone for node in hello.nodes if node.id == id)
+    node = Node(id, hello, engine, transport, zone=zone)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await node.start()
+        print(f"ready {id}", flush=True)
+        assert node.failed is not None
+        await asyncio.wait((stopping, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        if node.failed.done():
+            log.critical("node %s can't go on", id, exc_info=node.failed.exception())
+            return 1
+        return 0
+    finally:
+        stopping.cancel()
+        await node.stop()
+        await transport.close()

@@ -1,0 +1,121 @@
+"""Answers queries: the tables' hits, superseded by what is not in the tables yet.
+
+A query runs on a thread with a snapshot of the dirty records, taken before the tables are read: a record that is
+flushed meanwhile is in both and counts once. The answer leaves after everything it may have seen is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from heapq import merge as merge_sorted
+from itertools import islice
+
+import msgspec
+
+from crdt_spine.core import codec
+from crdt_spine.core.messages import Hit, Query, Result
+from crdt_spine.core.record import Record
+from crdt_spine.core.selection import Selection
+from crdt_spine.limits import RELEVANCE_RESULTS_MAX
+from crdt_spine.node.committer import Committer
+from crdt_spine.node.flusher import Flusher
+from crdt_spine.node.view import encoded
+from crdt_spine.storage.engine import Engine
+from crdt_spine.storage.records import Entry, RecordStore
+
+READERS = 2
+PAGE_BYTES_MAX = 512 * 1024  # a page that would be larger ends earlier; its cursor goes on from there
+
+
+class Queries:
+    """`answer` from the event loop; the work is done on threads."""
+
+    def __init__(self, store: RecordStore, engine: Engine, committer: Committer, flusher: Flusher) -> None:
+        self.store = store
+        self.engine = engine
+        self.committer = committer
+        self.flusher = flusher
+        self._threads = ThreadPoolExecutor(READERS, "query")
+
+    async def answer(self, query: Query, partitions: frozenset[int], now: int) -> Result:
+        """The page; `now` is a hybrid time. `partitions` are those asked for; all of them are held here."""
+        if query.text is not None:
+            await self.flusher.catch_up_text()
+        fresh = self.store.unflushed()
+        loop = asyncio.get_running_loop()
+        hits = await loop.run_in_executor(self._threads, self._page, query, partitions, now, fresh)
+        await self.committer.barrier()
+        page = _bounded(hits[: query.limit])
+        return Result(i=query.i, hits=page, more=len(hits) > len(page))
+
+    def _page(self, query: Query, partitions: frozenset[int], now: int, fresh: dict[str, Entry]) -> list[Hit]:
+        """One hit more than the limit, if there is one more."""
+        wanted = query.limit + 1
+        some = sorted(partitions)
+        if query.text is not None:
+            return self._search(query, query.text, some, now)
+        newest = query.order == "newest"
+        tables: Iterator[tuple[int, str, bytes | Record]] = (
+            (found.created, found.id, found.state)
+            for found in self.engine.select(
+                query.selection, "newest" if newest else "oldest", wanted + len(fresh), query.after, some, now
+            )
+            if found.id not in fresh
+        )
+        memory: list[tuple[int, str, bytes | Record]] = sorted(
+            (
+                (entry.record.life.value.created, id, entry.record)
+                for id, entry in fresh.items()
+                if entry.record is not None
+                and entry.partition in partitions
+                and _selected(query.selection, entry.record, now)
+            ),
+            key=_place,
+            reverse=newest,
+        )
+        if query.after is not None:
+            after = query.after
+            memory = [hit for hit in memory if (_place(hit) < after if newest else _place(hit) > after)]
+        page = islice(merge_sorted(tables, memory, key=_place, reverse=newest), wanted)
+        return [_hit(created, id, state) for created, id, state in page]
+
+    def _search(self, query: Query, text: str, partitions: list[int], now: int) -> list[Hit]:
+        """The text index has caught up with everything acknowledged, so the tables alone answer."""
+        shown = set(query.shown)
+        wanted = min(query.limit + 1 + len(shown), RELEVANCE_RESULTS_MAX + 1)
+        found = self.engine.search(text, query.selection, query.order, wanted, query.after, partitions, now)
+        hits = [_hit(f.created, f.id, f.state, score) for score, f in found if f.id not in shown]
+        return hits[: query.limit + 1]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _bounded(hits: list[Hit]) -> list[Hit]:
+    """As many hits as fit a message; at least one."""
+    size = 0
+    for index, hit in enumerate(hits):
+        size += len(bytes(hit.memory))
+        if size > PAGE_BYTES_MAX and index:
+            return hits[:index]
+    return hits
+
+
+def _place(hit: tuple[int, str, bytes | Record]) -> tuple[int, str]:
+    return hit[0], hit[1]
+
+
+def _hit(created: int, id: str, state: bytes | Record, score: float = 0.0) -> Hit:
+    record = state if isinstance(state, Record) else codec.from_bytes(id, state)
+    return Hit(created=created, id=id, memory=msgspec.Raw(encoded(record)), score=score)
+
+
+def _selected(selection: Selection, record: Record, now: int) -> bool:
+    life = record.life.value
+    return (
+        record.alive
+        and not record.expired(now)
+        and selection.matches(record.tags, life.agent, life.thread, life.created, record.metadata_values())
+    )

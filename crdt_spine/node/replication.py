@@ -1,0 +1,307 @@
+"""Anti-entropy: announcements say what every replica has; what is missing is fetched with since(my vector).
+
+A lost delta, a lost acknowledgement, a node that was away, one that starts with an empty disk: all the same. A gap
+that is older than a moment (the delta may still be on its way) is pulled from the replica that announced it, page by
+page; the source's vector of the first page is joined after the last one (rule 6), so a sync that breaks off only has
+done part of the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from crdt_spine.core import codec
+from crdt_spine.core.causality import Vector, missing, within
+from crdt_spine.core.messages import Ack, Announcement, Delta, NodeState, Subjects, SyncPage, SyncRequest, encode
+from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.replica import Replica, Turn, node_of
+from crdt_spine.limits import (
+    ANNOUNCE_SECONDS,
+    BATCH_BYTES_TARGET,
+    DIRTY_RECORDS_MAX,
+    PEER_SILENT_SECONDS_MAX,
+    REPAIR_GRACE_SECONDS,
+    SYNC_PAGE_RECORDS_MAX,
+)
+from crdt_spine.node.committer import Committer
+from crdt_spine.storage.records import RecordStore
+from crdt_spine.transport.base import Disconnected, Message, NobodyListens, Transport
+
+log = logging.getLogger(__name__)
+
+SYNCS_AT_ONCE = 4
+PAGE_SECONDS_MAX = 5.0
+TOMBSTONES_AT_ONCE = 500
+
+_decode_delta = msgspec.json.Decoder(Delta).decode
+_decode_ack = msgspec.json.Decoder(Ack).decode
+_decode_announcement = msgspec.json.Decoder(Announcement).decode
+_decode_request = msgspec.json.Decoder(SyncRequest).decode
+_decode_page = msgspec.json.Decoder(SyncPage).decode
+
+
+class Peer(msgspec.Struct):
+    """What is known of another node of the cluster."""
+
+    heard: float  # monotonic seconds
+    announcement: Announcement
+    lag: int = 0  # changes that this node has and the peer, by its word, has not
+
+
+class Replication:
+    """Everything between this node and its peers: deltas, acknowledgements, announcements, syncs."""
+
+    def __init__(
+        self,
+        node: str,
+        region: str,
+        zone: str | None,
+        replica: Replica,
+        store: RecordStore,
+        committer: Committer,
+        transport: Transport,
+        subjects: Subjects,
+        on_done: Callable[[list[Waiting]], None],
+    ) -> None:
+        self.node = node
+        self.region = region
+        self.zone = zone
+        self.replica = replica
+        self.store = store
+        self.committer = committer
+        self.transport = transport
+        self.subjects = subjects
+        self.on_done = on_done
+        self.state: NodeState = "starting"
+        self.peers: dict[str, Peer] = {}
+        self.counts: Counter[str] = Counter()
+        self.heard_peer = asyncio.Event()
+        self.usurped = asyncio.Event()  # a peer knows changes of this actor that this node does not
+        self._behind: dict[int, tuple[str, float]] = {}  # partition -> (who has more, since when)
+        self._syncs: dict[int, asyncio.Task[None]] = {}
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def settled(self, turn: Turn) -> None:
+        """A turn is durable: publish its deltas, acknowledge what it took from others."""
+        for number, raw in turn.deltas:
+            if self.replica.peers[number]:
+                self.transport.send(self.subjects.delta(number), raw)
+        for actor, reached in turn.acks.items():
+            region, node = node_of(actor)
+            if region == self.region and node != self.node:
+                self.transport.send(self.subjects.ack(node), encode(Ack(node=self.node, actor=actor, reached=reached)))
+
+    def announce(self) -> None:
+        """Say what is durable here."""
+        announcement = Announcement(
+            node=self.node, actor=self.replica.actor, state=self.state, now=_now(), vectors=self.replica.durable,
+            zone=self.zone,
+        )  # fmt: skip
+        self.transport.send(self.subjects.gossip(self.node), encode(announcement))
+
+    # -- receiving --------------------------------------------------------------------------------------------------
+
+    async def take_delta(self, message: Message) -> None:
+        """A coordinator's changes. While the tables are too far behind, the broker keeps the next ones."""
+        try:
+            delta = _decode_delta(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        if delta.actor == self.replica.actor:
+            return  # a transport that echoes
+        if not delta.changes or delta.first < 1:
+            self.counts["refused"] += 1
+            return
+        if not self.replica.receive(delta, message.payload, _now()):
+            self._mark_behind(delta.partition, node_of(delta.actor)[1])
+        self.committer.touch()
+        while len(self.store.dirty) >= 2 * DIRTY_RECORDS_MAX or self.committer.full:
+            await asyncio.sleep(0.02)
+
+    def take_ack(self, message: Message) -> None:
+        """A replica has changes of this node durably."""
+        try:
+            ack = _decode_ack(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        self.on_done(self.replica.ack(ack))
+
+    def take_announcement(self, message: Message) -> None:
+        """A peer's vectors."""
+        try:
+            announcement = _decode_announcement(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        if announcement.node == self.node:
+            return
+        news = announcement.node not in self.peers or announcement.state == "starting"
+        lag = sum(
+            missing(announcement.vectors.get(number, {}), vector)
+            for number, vector in self.replica.durable.items()
+            if announcement.node in self.replica.peers[number]
+        )
+        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag)
+        self.heard_peer.set()
+        own = self.replica.actor
+        if any(
+            vector.get(own, 0) > self.replica.partitions[number].vector.get(own, 0)
+            for number, vector in announcement.vectors.items()
+            if number in self.replica.partitions
+        ):
+            self.usurped.set()
+            return
+        done, behind = self.replica.hear(announcement)
+        self.on_done(done)
+        for number in behind:
+            self._mark_behind(number, announcement.node)
+        if news:
+            self.announce()  # who starts needs the others' vectors at once
+
+    async def take_request(self, message: Message) -> None:
+        """since(vector), one page. It leaves once everything in it is durable here."""
+        try:
+            request = _decode_request(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        if request.partition not in self.replica.partitions or not message.reply:
+            self.counts["refused"] += 1
+            return
+        number = request.partition
+        upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
+        limit = min(request.limit, SYNC_PAGE_RECORDS_MAX)
+        records = self.store.changed(number, request.have, request.after, limit)
+        encoded = [(record.id, codec.to_json(record)) for record in records]
+        size = 0
+        for index, (_, state) in enumerate(encoded):
+            size += len(bytes(state))
+            if size > BATCH_BYTES_TARGET and index:
+                encoded = encoded[:index]
+                break
+        last = len(encoded) == len(records) < limit
+        page = SyncPage(
+            partition=number,
+            records=encoded,
+            upto=upto,
+            next=None if last else encoded[-1][0],
+            operations=self.replica.operations_since(number, request.have) if last else {},
+        )
+        await self.committer.barrier()
+        self.counts["sync_records_sent"] += len(encoded)
+        self.transport.send(message.reply, encode(page))
+
+    # -- pulling ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Announce, look for gaps, collect tombstones, until cancelled."""
+        announced = 0.0
+        while True:
+            now = time.monotonic()
+            if now - announced >= ANNOUNCE_SECONDS:
+                announced = now
+                self.announce()
+                self.replica.drain(_now())
+                self.committer.touch()
+                if self.state == "up":
+                    self._collect()
+            for number, (source, since) in list(self._behind.items()):
+                if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE:
+                    continue
+                if now - since >= REPAIR_GRACE_SECONDS:
+                    del self._behind[number]
+                    if self._still_behind(number, source):
+                        self._start_sync(number, source)
+            await asyncio.sleep(REPAIR_GRACE_SECONDS / 3)
+
+    def level(self, alive: set[str]) -> bool:
+        """Has this node everything that those peers announced last?"""
+        return not self._syncs and not any(
+            self._still_behind(number, node)
+            for node in alive
+            if node in self.peers
+            for number in self.peers[node].announcement.vectors
+            if number in self.replica.partitions
+        )
+
+    def alive(self) -> set[str]:
+        """The peers heard of lately."""
+        now = time.monotonic()
+        return {
+            node
+            for node, peer in self.peers.items()
+            if now - peer.heard < PEER_SILENT_SECONDS_MAX and peer.announcement.state != "stopping"
+        }
+
+    def _mark_behind(self, number: int, source: str) -> None:
+        if number not in self._behind and source != self.node:
+            self._behind[number] = (source, time.monotonic())
+
+    def _still_behind(self, number: int, source: str) -> bool:
+        partition = self.replica.partitions[number]
+        if partition.waiting:
+            return True
+        peer = self.peers.get(source)
+        return peer is not None and not within(peer.announcement.vectors.get(number, {}), partition.vector)
+
+    def _start_sync(self, number: int, source: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._sync(number, source))
+        self._syncs[number] = task
+        task.add_done_callback(lambda _: self._syncs.pop(number, None))
+
+    async def _sync(self, number: int, source: str) -> None:
+        """Pull a partition from a peer; whatever goes wrong, the next announcement starts it again."""
+        have: Vector = dict(self.replica.partitions[number].vector)
+        upto: Vector | None = None
+        after: str | None = None
+        self.counts["syncs"] += 1
+        while True:
+            request = SyncRequest(partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX)
+            try:
+                raw = await self.transport.request(self.subjects.sync(source), encode(request), PAGE_SECONDS_MAX)
+                page = _decode_page(raw)
+                if page.partition != number or (upto is not None and page.upto != upto):
+                    raise msgspec.ValidationError("the page answers another request")
+                self.replica.merge_page(page, raw, _now())
+            except (TimeoutError, NobodyListens, Disconnected) as error:
+                log.info("the sync of partition %d from %s broke off: %r", number, source, error)
+                return
+            except (msgspec.MsgspecError, codec.Garbled) as error:
+                self.counts["refused"] += 1
+                log.warning("%s sent a page of partition %d that is of no use: %s", source, number, error)
+                return
+            self.counts["sync_records_taken"] += len(page.records)
+            self.counts["sync_bytes_taken"] += len(raw)
+            self.committer.touch()
+            await self.committer.barrier()
+            while len(self.store.dirty) >= DIRTY_RECORDS_MAX:
+                await asyncio.sleep(0.02)
+            if page.next is None:
+                return
+            upto, after = page.upto, page.next
+
+    def _collect(self) -> None:
+        """Drop tombstones that every replica has."""
+        for number, partition in self.replica.partitions.items():
+            if partition.tombstones:
+                collected = partition.collect(
+                    self.store.tombstones(number, TOMBSTONES_AT_ONCE), self.replica.peers[number]
+                )
+                self.counts["tombstones_collected"] += collected
+
+    def close(self) -> None:
+        for task in list(self._syncs.values()):
+            task.cancel()
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

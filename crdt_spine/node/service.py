@@ -1,0 +1,329 @@
+"""What agents ask of a node: operations in, results out, each as soon as it is ready.
+
+Reads are answered at once, from what is durable; one whose token is ahead of this replica waits a moment and is then
+sent elsewhere ("Behind"). Writes are answered when their quorum is reached. All answers of one loop turn to one agent
+travel in one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from crdt_spine.core.causality import version_text, within
+from crdt_spine.core.clock import at_milliseconds
+from crdt_spine.core.messages import (
+    Delete,
+    Edit,
+    Get,
+    Operation,
+    Query,
+    Reach,
+    Request,
+    Response,
+    Result,
+    Status,
+    Store,
+    Vectors,
+    Write,
+    encode,
+)
+from crdt_spine.core.placement import partition_of
+from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.record import Record
+from crdt_spine.core.replica import Refused, Replica
+from crdt_spine.limits import DIRTY_RECORDS_MAX, READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
+from crdt_spine.node.committer import Committer
+from crdt_spine.node.queries import Queries
+from crdt_spine.node.view import encoded, entry_view
+from crdt_spine.storage.records import RecordStore
+from crdt_spine.transport.base import Message, Transport
+
+_decode = msgspec.json.Decoder(Request).decode
+
+RESPONSE_RESULTS_MAX = 256
+RESPONSE_BYTES_TARGET = 256 * 1024
+
+
+class Ticket:
+    """A write under way: whom to answer, and what the write gave."""
+
+    __slots__ = ("inbox", "operation", "partition", "record")
+
+    def __init__(self, inbox: str, operation: Write, partition: int) -> None:
+        self.inbox = inbox
+        self.operation = operation
+        self.partition = partition
+        self.record: Record | None = None
+
+
+class Parked(msgspec.Struct, eq=False):
+    """An operation that waits for its token, or for what it would show to be durable."""
+
+    inbox: str
+    operation: Operation
+    token: Vectors
+    deadline: float
+
+
+class Answers(msgspec.Struct, eq=False):
+    """What is to be said to one agent at the end of this loop turn."""
+
+    results: list[Result]
+    partitions: set[int]
+
+
+class Service:
+    """The node's side of every agent's operations. `status` gives the node's own report."""
+
+    def __init__(
+        self,
+        node: str,
+        replica: Replica,
+        store: RecordStore,
+        committer: Committer,
+        queries: Queries,
+        transport: Transport,
+        partitions: int,
+        may_write: Callable[[int], str],
+        status: Callable[[], Awaitable[msgspec.Raw]],
+    ) -> None:
+        self.node = node
+        self.replica = replica
+        self.store = store
+        self.committer = committer
+        self.queries = queries
+        self.transport = transport
+        self.partition_count = partitions
+        self.may_write = may_write
+        self.status = status
+        self.counts: Counter[str] = Counter()
+        self.waiting = 0  # operations taken and not yet answered
+        self._answers: dict[str, Answers] = {}
+        self._parked: list[Parked] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- operations in ----------------------------------------------------------------------------------------------
+
+    def take(self, message: Message) -> None:
+        """One request. Garbage is counted and otherwise ignored."""
+        if not message.reply:
+            self.counts["refused"] += 1
+            return
+        try:
+            request = _decode(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        inbox, token = message.reply, request.token
+        now = time.time_ns() // 1_000_000
+        for operation in request.operations:
+            if isinstance(operation, Get):
+                if not self._get(inbox, operation, token):
+                    self._park(inbox, operation, token)
+            elif isinstance(operation, Store | Edit | Delete):
+                self._write(inbox, operation, request, now)
+            elif not self._other(inbox, operation, token):
+                self._park(inbox, operation, token)
+
+    def _get(self, inbox: str, operation: Get, token: Vectors) -> bool:
+        """False: not yet."""
+        number = partition_of(operation.id, self.partition_count)
+        if number not in self.replica.durable:
+            self._answer(inbox, Result(i=operation.i, error="NotHere"))
+            return True
+        wanted = token.get(number)
+        if wanted and not within(wanted, self.replica.durable[number]):
+            return False
+        if operation.id in self.replica.unsettled:
+            return False
+        self.counts["reads"] += 1
+        entry = self.store.entry(operation.id)
+        record = entry.record if entry is not None else None
+        if entry is None or record is None or not record.alive or record.expired(self._now()):
+            self._answer(inbox, Result(i=operation.i), number)
+        else:
+            self._answer(inbox, Result(i=operation.i, memory=entry_view(entry)), number)
+        return True
+
+    def _write(self, inbox: str, operation: Write, request: Request, now: int) -> None:
+        number = partition_of(operation.id, self.partition_count)
+        if number not in self.replica.durable:
+            self._answer(inbox, Result(i=operation.i, error="NotHere"))
+            return
+        refusal = self._overload() or self.may_write(operation.acks or 0)
+        if refusal:
+            self.counts["refused_writes"] += 1
+            self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
+            return
+        ticket = Ticket(inbox, operation, number)
+        agent = operation.agent or request.agent
+        try:
+            ticket.record = self.replica.write(
+                number, operation, agent, f"{request.session}-{operation.i}", now, ticket, request.retry
+            )
+        except Refused as refused:
+            if isinstance(operation, Delete) and refused.error == "NotFound":
+                result = Result(i=operation.i, existed=False)
+            else:
+                result = Result(i=operation.i, error=refused.error, message=str(refused), outcome="not applied")
+            self._spawn(self._refuse(inbox, result, number))
+            return
+        self.counts["writes"] += 1
+        self.waiting += 1
+        self.committer.touch()
+
+    def _other(self, inbox: str, operation: Operation, token: Vectors) -> bool:
+        """Queries, waits and status; False: not yet."""
+        if isinstance(operation, Status):
+            self._spawn(self._report(inbox, operation))
+            return True
+        if any(number in self.replica.durable and self.replica.behind(number, v) for number, v in token.items()):
+            return False
+        if isinstance(operation, Reach):
+            self._answer(inbox, Result(i=operation.i), *token)
+        elif isinstance(operation, Query):
+            held = self.replica.durable.keys()
+            partitions = frozenset(held if operation.partitions is None else operation.partitions)
+            if partitions <= held:
+                self.counts["queries"] += 1
+                self._spawn(self._query(inbox, operation, partitions))
+            else:
+                self._answer(inbox, Result(i=operation.i, error="NotHere"))
+        return True
+
+    def _overload(self) -> str:
+        if self.committer.full:
+            return f"the disk of node {self.node} is full"
+        if self.waiting >= REQUESTS_WAITING_MAX:
+            return f"node {self.node} has {self.waiting} writes waiting"
+        if len(self.store.dirty) >= DIRTY_RECORDS_MAX:
+            return f"the tables of node {self.node} are {len(self.store.dirty)} memories behind"
+        return ""
+
+    # -- what becomes ready later -----------------------------------------------------------------------------------
+
+    def done(self, waiting: list[Waiting]) -> None:
+        """These writes have their quorum."""
+        for one in waiting:
+            ticket: Ticket = one.ticket
+            self.waiting -= 1
+            self._answer(ticket.inbox, _written(ticket), ticket.partition)
+
+    def failed(self, expired: list[tuple[Waiting, int]]) -> None:
+        """These writes did not get their quorum in time; they are on this node's disk and may yet spread."""
+        for one, acks in expired:
+            ticket: Ticket = one.ticket
+            self.waiting -= 1
+            self.counts["quorum_failures"] += 1
+            message = f"{acks} of the {one.needed} replicas needed have confirmed the write of {ticket.operation.id!r}"
+            self._answer(
+                ticket.inbox,
+                Result(
+                    i=ticket.operation.i, error="QuorumFailed", message=message, outcome="unknown", acks_seen=acks,
+                    acks_needed=one.needed,
+                ),
+            )  # fmt: skip
+
+    def settled(self) -> None:
+        """More is durable: look again at what had to wait."""
+        if not self._parked:
+            return
+        now = time.monotonic()
+        parked, self._parked = self._parked, []
+        for one in parked:
+            operation = one.operation
+            if isinstance(operation, Get):
+                ready = self._get(one.inbox, operation, one.token)
+            else:
+                ready = self._other(one.inbox, operation, one.token)
+            if not ready:
+                if one.deadline <= now:
+                    message = f"node {self.node} has not reached the token within {READ_WAIT_SECONDS_MAX:g} s"
+                    self._answer(one.inbox, Result(i=operation.i, error="Behind", message=message))
+                else:
+                    self._parked.append(one)
+
+    def _park(self, inbox: str, operation: Operation, token: Vectors) -> None:
+        self._parked.append(Parked(inbox, operation, token, time.monotonic() + READ_WAIT_SECONDS_MAX))
+        self.committer.touch()
+
+    async def _refuse(self, inbox: str, result: Result, number: int) -> None:
+        """A refusal tells of what is here, so that must be durable first."""
+        await self.committer.barrier()
+        self._answer(inbox, result, number)
+
+    async def _query(self, inbox: str, operation: Query, partitions: frozenset[int]) -> None:
+        self._answer(inbox, await self.queries.answer(operation, partitions, self._now()), *partitions)
+
+    async def _report(self, inbox: str, operation: Status) -> None:
+        self._answer(inbox, Result(i=operation.i, status=await self.status()))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            await work
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _now(self) -> int:
+        return at_milliseconds(time.time_ns() // 1_000_000)
+
+    # -- results out ------------------------------------------------------------------------------------------------
+
+    def _answer(self, inbox: str, result: Result, *partitions: int) -> None:
+        answers = self._answers.get(inbox)
+        if answers is None:
+            if not self._answers:
+                asyncio.get_running_loop().call_soon(self._send)
+            answers = self._answers[inbox] = Answers([], set())
+        answers.results.append(result)
+        answers.partitions.update(partitions)
+
+    def _send(self) -> None:
+        answers, self._answers = self._answers, {}
+        for inbox, one in answers.items():
+            seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
+            for results in _cut(one.results):
+                self.transport.send(inbox, encode(Response(node=self.node, results=results, seen=seen)))
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+def _written(ticket: Ticket) -> Result:
+    """What the agent is told of a write that is done."""
+    operation, record = ticket.operation, ticket.record
+    if isinstance(operation, Delete):
+        return Result(i=operation.i, existed=True)
+    if record is None:  # a retry, long after: applied, deleted and forgotten
+        return Result(i=operation.i, error="NotFound", message=f"memory {operation.id!r} was deleted meanwhile")
+    if isinstance(operation, Edit):
+        return Result(i=operation.i, memory=msgspec.Raw(encoded(record)))
+    origin = record.life.origin
+    return Result(
+        i=operation.i, created=record.life.value.created, updated=origin.time, version=version_text(record.version)
+    )
+
+
+def _cut(results: list[Result]) -> list[list[Result]]:
+    """The results in messages of bearable size."""
+    parts: list[list[Result]] = []
+    part: list[Result] = []
+    size = 0
+    for result in results:
+        bytes_here = 100 + len(bytes(result.memory))
+        if result.hits is not None:
+            bytes_here += sum(len(bytes(hit.memory)) for hit in result.hits)
+        if part and (size + bytes_here > RESPONSE_BYTES_TARGET or len(part) >= RESPONSE_RESULTS_MAX):
+            parts.append(part)
+            part, size = [], 0
+        part.append(result)
+        size += bytes_here
+    return [*parts, part]

@@ -1,0 +1,47 @@
+"""A record as its reader sees it: the public `Memory`, as JSON, made once for each state of a record."""
+
+from __future__ import annotations
+
+import msgspec
+
+from crdt_spine.core.causality import version_text
+from crdt_spine.core.clock import moment
+from crdt_spine.core.record import Record
+from crdt_spine.memory import Memory
+from crdt_spine.storage.records import Entry
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def memory_of(record: Record) -> Memory:
+    """The memory of a record; of a tombstone, what is left: id, agent, thread, tags and times."""
+    life = record.life.value
+    living = life.alive
+    expires = record.expires.value if living and record.expires is not None else None
+    return Memory(
+        id=record.id,
+        content=record.content.value if living and record.content is not None else "",
+        agent=life.agent,
+        created_at=moment(life.created),
+        updated_at=moment(record.updated),
+        version=version_text(record.version),
+        tags=frozenset(record.tags) if living else frozenset(life.tags),
+        metadata=record.metadata_values() if living else {},
+        thread=life.thread,
+        clock=life.clock,
+        importance=record.importance.value if living and record.importance is not None else 0.5,
+        expires_at=moment(expires) if expires is not None else None,
+    )
+
+
+def encoded(record: Record) -> bytes:
+    """The memory as JSON."""
+    return _encode(memory_of(record))
+
+
+def entry_view(entry: Entry) -> msgspec.Raw:
+    """The memory of a record in the store, as JSON; kept with it."""
+    if entry.view is None:
+        assert entry.record is not None
+        entry.view = encoded(entry.record)
+    return msgspec.Raw(entry.view)

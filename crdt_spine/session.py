@@ -1,0 +1,427 @@
+"""An agent's session with a cluster: operations leave in batches, answers come back, retries never apply twice.
+
+Operations issued in one loop turn for one node travel as one message. Each has an id (session, number) that stays the
+same through every retry. A session goes to a partition's first replica, so that it usually reads where it last wrote;
+when that node is gone (the broker says so at once) or silent, its operations move on to the next replica. The token
+has what the session wrote and saw; a read takes it along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from crdt_spine.core.causality import Vector, join_into
+from crdt_spine.core.layout import Layout
+from crdt_spine.core.messages import (
+    DISCOVERY_SUBJECT,
+    Delete,
+    Edit,
+    Hello,
+    Operation,
+    Request,
+    Response,
+    Result,
+    Store,
+    Subjects,
+    Vectors,
+    encode,
+)
+from crdt_spine.errors import ConfigError, ConnectionFailed, InvalidInput, QuorumFailed, SpineError, StaleToken
+from crdt_spine.limits import (
+    BATCH_BYTES_TARGET,
+    BATCH_OPERATIONS_MAX,
+    CONNECT_SECONDS_MAX,
+    OPERATION_SECONDS_MAX,
+    SESSION_OPERATIONS_MAX,
+)
+from crdt_spine.transport.base import Message, Subscription, Transport
+
+SWEEP_SECONDS = 0.05
+SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
+RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
+AVOID_SECONDS = 1.0  # how long a node that failed is not tried, while there are others
+BACK_OFF_SECONDS = 0.05  # before an overloaded node is asked again
+
+_decode = msgspec.json.Decoder(Response).decode
+_decode_hello = msgspec.json.Decoder(Hello).decode
+_ELSEWHERE = frozenset(("Behind", "Busy", "NotHere"))
+
+
+class Call:
+    """One operation under way."""
+
+    __slots__ = (
+        "attempts", "candidates", "deadline", "future", "may_be_applied", "node", "numbers", "operation", "problem",
+        "ready_at", "request", "retry", "sent_at", "use_token",
+    )  # fmt: skip
+
+    def __init__(
+        self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int], use_token: bool, deadline: float
+    ) -> None:
+        self.operation = operation
+        self.candidates = candidates
+        self.numbers = numbers  # partitions whose token the answer must have reached
+        self.use_token = use_token
+        self.deadline = deadline
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.node = ""
+        self.request = 0
+        self.sent_at = 0.0
+        self.ready_at = 0.0  # not to be sent before
+        self.attempts = 0
+        self.retry = False
+        self.may_be_applied = False
+        self.problem: Result | None = None
+
+
+class Session:
+    """Use `Session.discover`. One per agent process; agents may share it."""
+
+    def __init__(self, transport: Transport, hello: Hello, agent: str, *, zone: str | None = None) -> None:
+        self.transport = transport
+        self.hello = hello
+        self.layout = Layout(hello)
+        self.subjects = Subjects(hello.cluster)
+        self.agent = agent
+        self.zone = zone
+        self.id = secrets.token_hex(5)
+        self.inbox = f"_INBOX.spine.{self.id}"
+        self.timeout = OPERATION_SECONDS_MAX
+        self.vectors: Vectors = {}
+        self.counts: Counter[str] = Counter()
+        self.openings: set[asyncio.Future[None]] = set()  # subscriptions that are about to begin
+        self.calls: dict[int, Call] = {}
+        self._numbers = itertools.count(1)
+        self._requests = itertools.count(1)
+        self._outbox: list[Call] = []
+        self._later: list[Call] = []
+        self._avoid: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
+        self._room = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+
+    # -- coming and going -------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def discover(
+        cls, transport: Transport, agent: str, *, cluster: str | None = None, zone: str | None = None,
+        timeout: float = CONNECT_SECONDS_MAX,
+    ) -> Session:  # fmt: skip
+        """The session with the cluster behind a transport. Raises ConnectionFailed: no node answers within `timeout`;
+        ConfigError: several clusters do, and none was named."""
+        hellos: dict[str, Hello] = {}
+        heard = asyncio.Event()
+
+        def take(message: Message) -> None:
+            with contextlib.suppress(msgspec.MsgspecError):
+                if not message.nobody:
+                    hello = _decode_hello(message.payload)
+                    if cluster is None or hello.cluster == cluster:
+                        hellos[hello.cluster] = hello
+                        heard.set()
+
+        inbox = f"_INBOX.spine.{secrets.token_hex(5)}"
+        subscription = await transport.subscribe(inbox, take)
+        try:
+            async with asyncio.timeout(timeout):
+                while not heard.is_set():
+                    transport.send(DISCOVERY_SUBJECT, b"", inbox)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(heard.wait(), 0.2)
+            if cluster is None:
+                await asyncio.sleep(0.02)  # the nodes of another cluster on this broker may answer a little later
+        except TimeoutError as error:
+            raise ConnectionFailed(
+                f"a broker answers at {getattr(transport, 'url', 'this address')}, but no node "
+                f"{'of cluster ' + repr(cluster) if cluster else 'of any cluster'} does within {timeout:g} s"
+            ) from error
+        finally:
+            await subscription.cancel()
+        if len(hellos) > 1:
+            raise ConfigError(f"this broker carries the clusters {sorted(hellos)}: say which, with cluster=")
+        session = cls(transport, next(iter(hellos.values())), agent, zone=zone)
+        await session.start()
+        return session
+
+    async def start(self) -> None:
+        """Listen for answers."""
+        self._subscription = await self.transport.subscribe(f"{self.inbox}.>", self._take)
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def close(self) -> None:
+        """End; operations under way fail with ConnectionFailed."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for call in list(self.calls.values()):
+            if not call.future.done():
+                call.future.set_exception(ConnectionFailed("the session was closed"))
+        self.calls.clear()
+        if self._subscription is not None:
+            with contextlib.suppress(Exception):
+                await self._subscription.cancel()
+
+    # -- operations -------------------------------------------------------------------------------------------------
+
+    def number(self) -> int:
+        """A new operation's number."""
+        return next(self._numbers)
+
+    async def on_memory(self, operation: Operation, id: str, *, use_token: bool = True) -> Result:
+        """An operation on one memory, at one of its replicas. Raises what the operation's answer says."""
+        number = self.layout.partition_of(id)
+        return await self.run(operation, self.layout.replicas[number], (number,), use_token=use_token)
+
+    async def run(
+        self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int] = (), *, use_token: bool = True,
+        timeout: float | None = None,
+    ) -> Result:  # fmt: skip
+        """An operation at one of these nodes, with the token of these partitions. Raises SpineErrors."""
+        if self._closed:
+            raise ConnectionFailed("this spine is closed; use it inside its `async with`")
+        while self.openings:
+            await asyncio.wait(self.openings)
+        while len(self.calls) >= SESSION_OPERATIONS_MAX:
+            self._room.clear()
+            await self._room.wait()
+        deadline = self._loop.time() + (self.timeout if timeout is None else timeout)
+        call = Call(operation, candidates, numbers, use_token, deadline)
+        self.calls[operation.i] = call
+        self._post(call)
+        try:
+            result = await call.future
+        finally:
+            self.calls.pop(operation.i, None)
+            if not self._room.is_set():
+                self._room.set()
+        if result.error is not None:
+            raise error_of(result)
+        return result
+
+    def healthy(self, candidates: Sequence[str]) -> str:
+        """The first of these nodes that is not being avoided; the one avoided longest if all are."""
+        if not self._avoid:
+            return candidates[0]
+        now = self._loop.time()
+        for node in candidates:
+            if self._avoid.get(node, 0.0) <= now:
+                return node
+        return min(candidates, key=lambda node: self._avoid[node])
+
+    def avoid(self, node: str) -> None:
+        """A node failed: its operations go elsewhere for a while."""
+        self._avoid[node] = self._loop.time() + AVOID_SECONDS
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def _post(self, call: Call) -> None:
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(call)
+
+    def _flush(self) -> None:
+        """Everything of this loop turn, one message a node."""
+        outbox, self._outbox = self._outbox, []
+        if not self.transport.connected:
+            self._later += outbox
+            return
+        by_node: dict[tuple[str, bool], list[Call]] = {}
+        for call in outbox:
+            call.node = self.healthy(call.candidates)
+            by_node.setdefault((call.node, call.retry), []).append(call)
+        for (node, retry), calls in by_node.items():
+            for start in range(0, len(calls), BATCH_OPERATIONS_MAX):
+                self._send(node, retry, calls[start : start + BATCH_OPERATIONS_MAX])
+
+    def _send(self, node: str, retry: bool, calls: list[Call]) -> None:
+        token: dict[int, Vector] = {}
+        for call in calls:
+            if call.use_token:
+                for number in call.numbers:
+                    if number in self.vectors:
+                        token[number] = self.vectors[number]
+        request = Request(
+            session=self.id, agent=self.agent, operations=[call.operation for call in calls], token=token, retry=retry
+        )
+        payload = encode(request)
+        if len(payload) > BATCH_BYTES_TARGET and len(calls) > 1:
+            middle = len(calls) // 2
+            self._send(node, retry, calls[:middle])
+            self._send(node, retry, calls[middle:])
+            return
+        if len(payload) > self.transport.payload_bytes_max:
+            problem = InvalidInput(
+                f"the operation is {len(payload)} bytes as a message, the broker takes {self.transport.payload_bytes_max}:"
+                " raise its max_payload or store less in one memory"
+            )
+            for call in calls:
+                if not call.future.done():
+                    call.future.set_exception(problem)
+            return
+        now, number = self._loop.time(), next(self._requests)
+        self._heard.setdefault(node, now)
+        for call in calls:
+            call.sent_at, call.request = now, number
+            call.attempts += 1
+            call.may_be_applied = call.may_be_applied or isinstance(call.operation, Store | Edit | Delete)
+        self.transport.send(self.subjects.rpc(node), payload, f"{self.inbox}.{node}.{number}")
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message) -> None:
+        if message.nobody:
+            _, lost_node, request = message.subject.rsplit(".", 2)
+            self._lost(lost_node, int(request))
+            return
+        try:
+            response = _decode(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.counts["refused"] += 1
+            return
+        self._heard[response.node] = self._loop.time()
+        for number, vector in response.seen.items():
+            mine = self.vectors.get(number)
+            if mine is None:
+                self.vectors[number] = vector
+            else:
+                join_into(mine, vector)
+        for result in response.results:
+            call = self.calls.get(result.i)
+            if call is None or call.future.done():
+                continue
+            if result.error in _ELSEWHERE:
+                self._elsewhere(call, response.node, result)
+            else:
+                call.future.set_result(result)
+
+    def _elsewhere(self, call: Call, node: str, result: Result) -> None:
+        """This node can't, not now: the next one, after a breath if there is none or it has too much to do."""
+        call.problem = result
+        if call.node != node:
+            return  # an answer from where it was before
+        if result.outcome == "not applied" and call.attempts == 1:
+            call.may_be_applied = False
+        call.retry = True
+        others = [other for other in call.candidates if other != node]
+        call.candidates = [*others, node]
+        call.ready_at = self._loop.time() + BACK_OFF_SECONDS
+        self._later.append(call)
+
+    def _lost(self, node: str, request: int) -> None:
+        """The broker says that nobody listens at this node: this request never arrived, others may be unanswered."""
+        self.avoid(node)
+        for call in list(self.calls.values()):
+            if call.node == node and not call.future.done():
+                if call.request == request and call.attempts == 1:
+                    call.may_be_applied = False
+                self._again(call)
+
+    def _again(self, call: Call) -> None:
+        call.retry = True
+        call.node = ""
+        if all(self._avoid.get(node, 0.0) > self._loop.time() for node in call.candidates):
+            call.ready_at = self._loop.time() + BACK_OFF_SECONDS
+            self._later.append(call)
+        else:
+            self._post(call)
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Send what waited, move what hangs, fail what is too late."""
+        connected = True
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = self._loop.time()
+            later, self._later = self._later, []
+            reconnected = self.transport.connected and not connected
+            connected = self.transport.connected
+            waiting = set(map(id, later))
+            for call in list(self.calls.values()):
+                if call.future.done():
+                    continue
+                if now >= call.deadline:
+                    call.future.set_exception(self._too_late(call))
+                elif not connected or id(call) in waiting or not call.node:
+                    continue
+                elif reconnected or now - call.sent_at > RESEND_SECONDS:
+                    self._again(call)
+                elif now - max(self._heard.get(call.node, 0.0), call.sent_at) > SILENT_SECONDS:
+                    self.avoid(call.node)
+                    self._again(call)
+            for call in later:
+                if call.future.done():
+                    continue
+                if connected and call.ready_at <= now:
+                    self._post(call)
+                else:
+                    self._later.append(call)
+
+    def _too_late(self, call: Call) -> SpineError:
+        seconds = self.timeout
+        write = isinstance(call.operation, Store | Edit | Delete)
+        said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
+        if call.problem is not None and call.problem.error == "Behind":
+            return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
+        if write and (call.may_be_applied or (said and self.transport.connected)):
+            outcome = "unknown" if call.may_be_applied else "not applied"
+            return QuorumFailed(f"the write was not confirmed within {seconds:g} s ({outcome}){said}", outcome=outcome)  # type: ignore[arg-type]
+        where = getattr(self.transport, "url", "the cluster")
+        reason = "the broker is not connected" if not self.transport.connected else "no replica answered"
+        return ConnectionFailed(f"{where}: {reason} within {seconds:g} s{said}")
+
+    # -- tokens -----------------------------------------------------------------------------------------------------
+
+    def see(self, vectors: Vectors) -> None:
+        """From now on, read at least this."""
+        for number, vector in vectors.items():
+            join_into(self.vectors.setdefault(number, {}), vector)
+
+    def cover(self) -> list[tuple[list[str], tuple[int, ...] | None]]:
+        """The smallest groups of partitions that one node can answer, each with its candidates; None: all partitions.
+
+        Greedy, among nodes that are not being avoided where possible; sessions start at different nodes.
+        """
+        names = [node.id for node in self.hello.nodes]
+        turn = int(self.id, 16) % len(names)
+        names = names[turn:] + names[:turn]
+        now = self._loop.time()
+        names.sort(key=lambda node: self._avoid.get(node, 0.0) > now)
+        held = {node: {n for n, nodes in self.layout.replicas.items() if node in nodes} for node in names}
+        everything = set(self.layout.replicas)
+        whole = [node for node in names if held[node] == everything]
+        if whole:
+            return [(whole, None)]
+        groups: list[tuple[list[str], tuple[int, ...] | None]] = []
+        left = everything
+        while left:
+            best = max(names, key=lambda node: (len(held[node] & left), self._avoid.get(node, 0.0) <= now))
+            part = held[best] & left
+            groups.append(([node for node in [best, *names] if part <= held[node]], tuple(sorted(part))))
+            left = left - part
+        return groups
+
+
+def error_of(result: Result) -> SpineError:
+    """The error that an answer names."""
+    from crdt_spine import errors
+
+    message = result.message or f"the operation failed: {result.error}"
+    if result.error == "QuorumFailed":
+        return QuorumFailed(
+            message, outcome=result.outcome or "unknown", acks=result.acks_seen, needed=result.acks_needed
+        )
+    kind = getattr(errors, result.error or "", SpineError)
+    error: SpineError = kind(message)
+    return error

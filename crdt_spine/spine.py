@@ -1,0 +1,451 @@
+"""`Spine`: what an agent calls. One node in this process, or a cluster; the same interface.
+
+    async with Spine.connect("nats://127.0.0.1:4222", agent="reviewer-1") as spine:
+        memory = await spine.store("the build is red", tags=["ci"])
+        page = await spine.query(tags=["ci"])
+
+The way of a write from here: session.py → (transport) → node/service.py → core/replica.py → node/committer.py →
+node/replication.py → the other replicas, and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import EllipsisType, TracebackType
+from typing import Any, Literal
+
+import msgspec
+
+from crdt_spine import validation
+from crdt_spine.core.clock import at_milliseconds, moment
+from crdt_spine.core.messages import Delete, Edit, Get, Hit, Query, Reach, Result, Status, Store
+from crdt_spine.core.placement import generated_id
+from crdt_spine.core.selection import Selection
+from crdt_spine.core.token import Cursor, cursor_of, cursor_text, token_text, token_vectors
+from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
+from crdt_spine.limits import CONNECT_SECONDS_MAX, OPERATION_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, RELEVANCE_RESULTS_MAX
+from crdt_spine.memory import Consistency, Memory, Page
+from crdt_spine.report import cluster_report
+from crdt_spine.session import Session
+from crdt_spine.subscription import Updates
+from crdt_spine.transport.nats import NatsTransport
+
+_decode_memory = msgspec.json.Decoder(Memory).decode
+_STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
+
+Order = Literal["newest", "oldest", "relevance"]
+
+
+class Spine:
+    """An agent's view of the shared memory. Made by `open` or `connect`; use it as `async with`."""
+
+    def __init__(self, agent: str, opening: Callable[[], Awaitable[tuple[Session, Callable[[], Awaitable[None]]]]],
+                 consistency: Consistency | None, token: str | None) -> None:  # fmt: skip
+        self.agent = agent
+        self._opening = opening
+        self._consistency = consistency
+        self._token = token
+        self._session: Session | None = None
+        self._closing: Callable[[], Awaitable[None]] | None = None
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path, *, agent: str, consistency: Consistency | str | None = None,
+             token: str | None = None) -> Spine:  # fmt: skip
+        """One embedded node in this process, without a broker; `path` is its file, ":memory:" keeps nothing.
+
+        Raises InvalidInput at once; ConfigError on entering where the file can't be used or is in use.
+        """
+        name = validation.agent(agent)
+
+        async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
+            from crdt_spine.embedded import open_session  # an agent of a cluster needs no storage engine
+
+            return await open_session(path, name)
+
+        return cls(name, opening, validation.consistency(consistency), token)
+
+    @classmethod
+    def connect(
+        cls, url: str, *, agent: str, consistency: Consistency | str | None = None, token: str | None = None,
+        zone: str | None = None, cluster: str | None = None, timeout: float = OPERATION_SECONDS_MAX,
+    ) -> Spine:  # fmt: skip
+        """A cluster behind a NATS broker. `cluster` names it where the broker carries several; `timeout` is each
+        call's, in seconds, retries included.
+
+        Raises InvalidInput at once; on entering ConnectionFailed within 5 s where no broker or no node answers.
+        """
+        name = validation.agent(agent)
+        seconds = validation.seconds("timeout", timeout)
+
+        async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + CONNECT_SECONDS_MAX
+            transport = await NatsTransport.connect(url, f"spine agent {name}", CONNECT_SECONDS_MAX)
+            try:
+                left = max(0.5, deadline - loop.time())
+                session = await Session.discover(transport, name, cluster=cluster, zone=zone, timeout=left)
+            except BaseException:
+                await transport.close()
+                raise
+            session.timeout = seconds
+
+            async def closing() -> None:
+                await session.close()
+                await transport.close()
+
+            return session, closing
+
+        return cls(name, opening, validation.consistency(consistency), token)
+
+    async def __aenter__(self) -> Spine:
+        if self._session is not None:
+            raise InvalidInput("this spine is open already")
+        self._session, self._closing = await self._opening()
+        if self._token is not None:
+            try:
+                self._session.see(self._vectors(self._token))
+            except InvalidInput:
+                await self.close()
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the session; `async with` does it by itself."""
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            await closing()
+
+    def for_agent(self, agent: str) -> Spine:
+        """The same connection and session, writing as another agent. It lives as long as this one."""
+        other = Spine(validation.agent(agent), self._opening, self._consistency, None)
+        other._session = self._live
+        return other
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    async def store(
+        self, content: str, *, id: str | None = None, tags: Iterable[str] = (), metadata: Mapping[str, Any] | None = None,
+        thread: str | None = None, importance: float = 0.5, ttl: float | None = None,
+        created_at: datetime | None = None, consistency: Consistency | str | None = None,
+    ) -> Memory:  # fmt: skip
+        """Store a memory; an id that exists is replaced whole. `ttl` in seconds.
+
+        `created_at` is for memories that are older than their storing (an import). Raises InvalidInput, QuorumFailed,
+        ConnectionFailed.
+        """
+        session = self._live
+        operation = self._store(session, content, id, tags, metadata, thread, importance, ttl, created_at, consistency)
+        result = await session.on_memory(operation, operation.id)
+        return _stored(operation, result, self.agent)
+
+    async def store_many(self, memories: Iterable[Mapping[str, Any]]) -> list[Memory]:
+        """Store many at once: mappings with the arguments of `store`; the memories, in order.
+
+        All are checked before the first is sent. If one fails, its error is raised after all others are done.
+        """
+        session = self._live
+        operations = []
+        for index, one in enumerate(memories):
+            if not isinstance(one, Mapping):
+                raise InvalidInput(f"memory {index}: must be a mapping, not {type(one).__name__}")
+            if unknown := [key for key in one if key not in _STORE_KEYS]:
+                raise InvalidInput(f"memory {index}: unknown {unknown[0]!r}; there are {', '.join(_STORE_KEYS)}")
+            if "content" not in one:
+                raise InvalidInput(f"memory {index}: content is missing")
+            try:
+                operations.append(
+                    self._store(
+                        session, one["content"], one.get("id"), one.get("tags", ()), one.get("metadata"),
+                        one.get("thread"), one.get("importance", 0.5), one.get("ttl"), one.get("created_at"),
+                        one.get("consistency"),
+                    )
+                )  # fmt: skip
+            except InvalidInput as error:
+                raise InvalidInput(f"memory {index}: {error}") from None
+        results = await asyncio.gather(
+            *[session.on_memory(operation, operation.id) for operation in operations], return_exceptions=True
+        )
+        stored = []
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            stored.append(_stored(operation, result, self.agent))
+        return stored
+
+    async def update(
+        self, id: str, *, content: str | EllipsisType = ..., importance: float | EllipsisType = ...,
+        ttl: float | EllipsisType | None = ..., metadata: Mapping[str, Any] | None = None,
+        add_tags: Iterable[str] = (), remove_tags: Iterable[str] = (), if_version: str | None = None,
+        consistency: Consistency | str | None = None,
+    ) -> Memory:  # fmt: skip
+        """Change parts of a memory; what is not named stays. `metadata`: keys to set, None removes one; `ttl` None:
+        for ever. Raises NotFound, VersionConflict, InvalidInput, QuorumFailed, ConnectionFailed."""
+        session = self._live
+        if if_version is not None and not isinstance(if_version, str):
+            raise InvalidInput(f"if_version must be the text of a memory's version, not {type(if_version).__name__}")
+        expires: int | msgspec.UnsetType | None = msgspec.UNSET
+        if ttl is not ...:
+            milliseconds = validation.ttl_milliseconds(ttl)
+            expires = None if milliseconds is None else at_milliseconds(_now() + milliseconds)
+        operation = Edit(
+            i=session.number(),
+            id=validation.id(id),
+            content=None if content is ... else validation.content(content),
+            importance=None if importance is ... else validation.importance(importance),
+            expires=expires,
+            metadata=validation.metadata(metadata, removals=True),
+            add=validation.tags("add_tags", add_tags),
+            remove=validation.tags("remove_tags", remove_tags),
+            if_version=if_version,
+            acks=self._acks(consistency),
+            agent=self._other_agent(session),
+        )
+        if both := set(operation.add) & set(operation.remove):
+            raise InvalidInput(f"tag {min(both)!r} is both in add_tags and in remove_tags")
+        result = await session.on_memory(operation, operation.id)
+        return _decode_memory(result.memory)
+
+    async def delete(self, id: str, *, consistency: Consistency | str | None = None) -> bool:
+        """Delete a memory; was there one? Raises InvalidInput, QuorumFailed, ConnectionFailed."""
+        session = self._live
+        operation = Delete(
+            i=session.number(), id=validation.id(id), acks=self._acks(consistency), agent=self._other_agent(session)
+        )
+        result = await session.on_memory(operation, operation.id)
+        return bool(result.existed)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def get(self, id: str, *, consistency: Consistency | str | None = None) -> Memory | None:
+        """The memory, or None. Raises InvalidInput, StaleToken, ConnectionFailed."""
+        session = self._live
+        operation = Get(i=session.number(), id=validation.id(id))
+        result = await session.on_memory(operation, operation.id, use_token=self._with_token(consistency))
+        return _decode_memory(result.memory) if result.memory else None
+
+    async def query(
+        self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), not_tags: Iterable[str] = (),
+        agent: str | None = None, thread: str | None = None, since: datetime | None = None,
+        until: datetime | None = None, metadata: Mapping[str, Any] | None = None, text: str | None = None,
+        order: Order = "newest", limit: int = 50, cursor: str | None = None,
+        consistency: Consistency | str | None = None,
+    ) -> Page:  # fmt: skip
+        """A page of the memories that fulfil every condition given.
+
+        `since` (inclusive) and `until` (exclusive) are creation times. `text`: words, by their stem; ordered by time,
+        a memory must have all of them; ordered by relevance, the more and the rarer words it has the earlier it comes.
+        A page may be shorter than `limit` where memories are large; its cursor is None only at the end, stays valid
+        while others write, and never shows a memory twice. Raises InvalidInput, StaleToken, ConnectionFailed.
+        """
+        session = self._live
+        if order not in ("newest", "oldest", "relevance"):
+            raise InvalidInput(f"order must be newest, oldest or relevance, not {order!r}")
+        if order == "relevance" and text is None:
+            raise InvalidInput("order='relevance' needs text")
+        selection = Selection(
+            tags=validation.tags("tags", tags),
+            any_tags=validation.tags("any_tags", any_tags),
+            not_tags=validation.tags("not_tags", not_tags),
+            agent=None if agent is None else validation.agent(agent),
+            thread=validation.thread(thread),
+            since=validation.time("since", since),
+            until=validation.time("until", until),
+            metadata=validation.metadata(metadata),
+        )
+        words = None if text is None else validation.text("text", text, QUERY_TEXT_BYTES_MAX)
+        wanted = validation.limit(limit)
+        which = zlib.crc32(msgspec.json.encode([selection, order, words]))
+        place = Cursor(which, None, ()) if cursor is None else cursor_of(cursor, which)
+        use_token = self._with_token(consistency)
+
+        async def ask(candidates: Sequence[str], numbers: tuple[int, ...] | None) -> Result:
+            part = Query(
+                i=session.number(), selection=selection, order=order, limit=wanted, text=words, after=place.after,
+                shown=place.shown, partitions=numbers,
+            )  # fmt: skip
+            return await session.run(
+                part, candidates, numbers or session.layout.replicas.keys(), use_token=use_token
+            )  # fmt: skip
+
+        results = await asyncio.gather(*[ask(candidates, numbers) for candidates, numbers in session.cover()])
+        return _page(results, order, wanted, place)
+
+    def subscribe(
+        self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
+        thread: str | None = None, token: str | None = None,
+    ) -> Updates:  # fmt: skip
+        """What happens from now on, or after `token`, to memories that fulfil every condition: an async iterator.
+
+        Operations of this spine that are issued later come after the subscription's beginning. After `token`, a
+        memory that changed several times comes once, as it is now. Raises InvalidInput; while iterating
+        ConnectionFailed where no node opens the feed.
+        """
+        session = self._live
+        selection = Selection(
+            tags=validation.tags("tags", tags),
+            any_tags=validation.tags("any_tags", any_tags),
+            agent=None if agent is None else validation.agent(agent),
+            thread=validation.thread(thread),
+        )
+        return Updates(session, selection, None if token is None else self._vectors(token))
+
+    # -- tokens -----------------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> str:
+        """What this session wrote and saw, as text; a spine that is given it sees at least that."""
+        session = self._live
+        return token_text(session.hello.cluster, session.hello.region, session.vectors)
+
+    async def wait_for(self, token: str, timeout: float = 5.0) -> None:
+        """Return once this session reads at least what `token` has. Raises StaleToken after `timeout` seconds,
+        InvalidInput where it is no token of this cluster."""
+        session = self._live
+        seconds = validation.seconds("timeout", timeout)
+        vectors = self._vectors(token)
+        session.see(vectors)
+
+        async def reach(number: int) -> None:
+            await session.run(
+                Reach(i=session.number()), session.layout.replicas[number], (number,), timeout=seconds
+            )  # fmt: skip
+
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*map(reach, vectors))
+        except (TimeoutError, StaleToken) as error:
+            raise StaleToken(f"the token was not reached by any replica within {seconds:g} s") from error
+
+    # -- the cluster ------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """How the cluster fares: the document of `spine status --json`."""
+        session = self._live
+
+        async def ask(node: str, zone: str | None) -> dict[str, Any]:
+            try:
+                result = await session.run(Status(i=session.number()), (node,), timeout=2.0)
+            except SpineError as error:
+                return {"id": node, "zone": zone, "state": "down", "problem": str(error)}
+            report: dict[str, Any] = msgspec.json.decode(result.status)
+            return report
+
+        hello = session.hello
+        nodes = await asyncio.gather(*[ask(node.id, node.zone) for node in hello.nodes])
+        return cluster_report(hello, session.layout, list(nodes))
+
+    # -- within -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _live(self) -> Session:
+        if self._session is None:
+            raise ConnectionFailed("this spine is not open; use it as `async with Spine.connect(…) as spine`")
+        return self._session
+
+    def _store(
+        self, session: Session, content: object, id: object, tags: object, metadata: object, thread: object,
+        importance: object, ttl: object, created_at: object, consistency: object,
+    ) -> Store:  # fmt: skip
+        milliseconds = validation.ttl_milliseconds(ttl)
+        now = _now()
+        return Store(
+            i=session.number(),
+            id=self._new_id(now) if id is None else validation.id(id),
+            content=validation.content(content),
+            tags=validation.tags("tags", tags),
+            metadata=validation.metadata(metadata),
+            thread=validation.thread(thread),
+            importance=validation.importance(importance),
+            expires=None if milliseconds is None else at_milliseconds(now + milliseconds),
+            created=validation.time("created_at", created_at) or 0,
+            acks=self._acks(consistency),
+            agent=self._other_agent(session),
+        )
+
+    def _new_id(self, now: int) -> str:
+        random = int.from_bytes(os.urandom(12))
+        return generated_id(random & 0xFFFF, now, random >> 16)
+
+    def _other_agent(self, session: Session) -> str | None:
+        return None if session.agent == self.agent else self.agent
+
+    def _level(self, consistency: object) -> Consistency:
+        level = validation.consistency(consistency) or self._consistency or Consistency(self._live.hello.default_level)
+        if level is Consistency.STRONG:
+            raise InvalidInput(
+                "consistency 'strong' is not available yet; use 'read-your-writes' or 'causal', with if_version "
+                "where one agent's write must not overwrite another's unseen"
+            )
+        return level
+
+    def _acks(self, consistency: object) -> int | None:
+        return 1 if self._level(consistency) is Consistency.EVENTUAL else None
+
+    def _with_token(self, consistency: object) -> bool:
+        return self._level(consistency) is not Consistency.EVENTUAL
+
+    def _vectors(self, token: str) -> dict[int, dict[str, int]]:
+        hello = self._live.hello
+        return token_vectors(token, hello.cluster, hello.region, hello.partitions)
+
+
+def _stored(operation: Store, result: Result, agent: str) -> Memory:
+    assert result.version is not None
+    return Memory(
+        id=operation.id,
+        content=operation.content,
+        agent=operation.agent or agent,
+        created_at=moment(result.created),
+        updated_at=moment(result.updated),
+        version=result.version,
+        tags=frozenset(operation.tags),
+        metadata=operation.metadata,
+        thread=operation.thread,
+        importance=operation.importance,
+        expires_at=None if operation.expires is None else moment(operation.expires),
+    )
+
+
+def _page(results: list[Result], order: Order, limit: int, place: Cursor) -> Page:
+    """One page out of each node's, and where it ends."""
+    hits: dict[str, Hit] = {}
+    horizon: list[tuple[int, str]] = []  # where a node's answer ends although it has more: nothing beyond may be shown
+    newest = order == "newest"
+    for result in results:
+        for hit in result.hits or ():
+            hits.setdefault(hit.id, hit)
+        if result.more and result.hits:
+            horizon.append((result.hits[-1].created, result.hits[-1].id))
+    if order == "relevance":
+        ranked = sorted(hits.values(), key=lambda hit: (hit.score, hit.id))[:limit]
+        shown = (*place.shown, *[hit.id for hit in ranked])
+        more = (len(hits) > limit or any(result.more for result in results)) and len(shown) < RELEVANCE_RESULTS_MAX
+        cursor = cursor_text(Cursor(place.query, None, shown)) if more and ranked else None
+        return Page([_decode_memory(hit.memory) for hit in ranked], cursor)
+    ordered = sorted(hits.values(), key=lambda hit: (hit.created, hit.id), reverse=newest)
+    if horizon:
+        edge = max(horizon) if newest else min(horizon)
+        ordered = [h for h in ordered if ((h.created, h.id) >= edge if newest else (h.created, h.id) <= edge)]
+    more = bool(horizon) or len(ordered) > limit
+    ordered = ordered[:limit]
+    cursor = None
+    if more and ordered:
+        cursor = cursor_text(Cursor(place.query, (ordered[-1].created, ordered[-1].id), ()))
+    return Page([_decode_memory(hit.memory) for hit in ordered], cursor)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

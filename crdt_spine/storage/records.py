@@ -1,0 +1,185 @@
+"""Every record of a node, wherever it is: changed and not yet in the tables, cached, or in the tables.
+
+A put is remembered in `dirty` until a flush has brought it into the tables; the journal has it meanwhile. A flush
+takes all that is dirty at one instant, with the vectors of that instant, and writes it in one transaction, so that an
+id written a hundred times between two flushes costs the tables one write. Reads and queries look at the dirty records
+first: they see every write that was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from crdt_spine.core import codec
+from crdt_spine.core.causality import within
+from crdt_spine.core.record import Record
+from crdt_spine.limits import CACHE_BYTES_MAX
+from crdt_spine.storage.engine import Checkpoint, Engine, Row
+
+#: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
+RECORD_OVERHEAD_BYTES = 1_600
+
+
+class Entry(msgspec.Struct, eq=False):
+    """A record in memory; None: it is to be removed from the tables. `view` is the memory as JSON, once asked for."""
+
+    partition: int
+    record: Record | None
+    view: bytes | None = None
+
+    @property
+    def weight(self) -> int:
+        record = self.record
+        if record is None:
+            return RECORD_OVERHEAD_BYTES
+        content = len(record.content.value) if record.content is not None and record.content.value else 0
+        return RECORD_OVERHEAD_BYTES + 2 * content  # once decoded, once in the view
+
+
+class Flush(msgspec.Struct):
+    """What one flush brings into the tables: everything dirty at one instant, and the vectors of that instant."""
+
+    entries: dict[str, Entry]
+    checkpoint: Checkpoint
+
+
+class RecordStore:
+    """The `Records` of the core, over an engine. Used from the event loop only, but for `write_flush`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.dirty: dict[str, Entry] = {}
+        self.flushing: dict[str, Entry] = {}
+        self._cache: OrderedDict[str, Entry] = OrderedDict()
+        self._cached_bytes = 0
+
+    # -- one record -------------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Record | None:
+        """The record, alive or dead, or None."""
+        entry = self.entry(id)
+        return None if entry is None else entry.record
+
+    def entry(self, id: str) -> Entry | None:
+        """The record with its cached view."""
+        entry = self.dirty.get(id) or self.flushing.get(id) or self._cached(id)
+        if entry is None:
+            state = self.engine.get(id)
+            if state is None:
+                return None
+            entry = Entry(0, codec.from_bytes(id, state))
+            self._remember(id, entry)
+        return entry
+
+    def put(self, partition: int, record: Record) -> None:
+        """A record's new state; in the tables after the next flush."""
+        self._forget(record.id)
+        self.dirty[record.id] = Entry(partition, record)
+
+    def drop(self, partition: int, id: str) -> None:
+        """The record is to be forgotten."""
+        self._forget(id)
+        self.dirty[id] = Entry(partition, None)
+
+    # -- many -------------------------------------------------------------------------------------------------------
+
+    def unflushed(self, partitions: frozenset[int] | None = None) -> dict[str, Entry]:
+        """What is not (surely) in the tables yet, by id; it supersedes what the tables have."""
+        entries = {**self.flushing, **self.dirty}
+        if partitions is None:
+            return entries
+        return {id: entry for id, entry in entries.items() if entry.partition in partitions}
+
+    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
+        """since(have), one page: the partition's records whose version is not within `have`, by id, behind `after`.
+
+        A record changed while somebody pages is sent as it is then. It must not be left out, although its newest dot
+        is beyond what the first page promised: its older dots are promised, and nothing else carries them.
+        """
+        fresh = self.unflushed(frozenset((partition,)))
+        page = {
+            id: entry.record
+            for id, entry in fresh.items()
+            if entry.record is not None and (after is None or id > after) and not within(entry.record.version, have)
+        }
+        for id, state in self.engine.changed(partition, have, after, limit + len(fresh)):
+            if id not in fresh:
+                page[id] = codec.from_bytes(id, state)
+        return [page[id] for id in sorted(page)[:limit]]
+
+    def tombstones(self, partition: int, limit: int) -> Iterator[Record]:
+        """Dead records of a partition, some of them."""
+        fresh = self.unflushed(frozenset((partition,)))
+        for entry in fresh.values():
+            if entry.record is not None and not entry.record.alive:
+                yield entry.record
+        for id, state in self.engine.tombstones(partition, limit):
+            if id not in fresh:
+                yield codec.from_bytes(id, state)
+
+    # -- flushing ---------------------------------------------------------------------------------------------------
+
+    def begin_flush(self, checkpoint: Checkpoint) -> Flush:
+        """Take everything dirty; `checkpoint` must describe this very instant. One flush at a time."""
+        assert not self.flushing, "a flush is under way"
+        self.flushing, self.dirty = self.dirty, {}
+        return Flush(self.flushing, checkpoint)
+
+    def write_flush(self, flush: Flush) -> None:
+        """The blocking part, for a thread of its own. Raises StorageFull: nothing was written."""
+        rows = [_row(entry.partition, entry.record) for entry in flush.entries.values() if entry.record is not None]
+        forget = [id for id, entry in flush.entries.items() if entry.record is None]
+        self.engine.flush(rows, forget, flush.checkpoint)
+
+    def end_flush(self, flush: Flush, written: bool) -> None:
+        """The flush is in the tables, or it failed and all of it is dirty again."""
+        self.flushing = {}
+        if not written:
+            self.dirty = {**flush.entries, **self.dirty}
+            return
+        for id, entry in flush.entries.items():
+            if id not in self.dirty and entry.record is not None:
+                self._remember(id, entry)
+
+    # -- the cache --------------------------------------------------------------------------------------------------
+
+    def _cached(self, id: str) -> Entry | None:
+        entry = self._cache.get(id)
+        if entry is not None:
+            self._cache.move_to_end(id)
+        return entry
+
+    def _remember(self, id: str, entry: Entry) -> None:
+        self._forget(id)
+        self._cache[id] = entry
+        self._cached_bytes += entry.weight
+        while self._cached_bytes > CACHE_BYTES_MAX:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.weight
+
+    def _forget(self, id: str) -> None:
+        entry = self._cache.pop(id, None)
+        if entry is not None:
+            self._cached_bytes -= entry.weight
+
+
+def _row(partition: int, record: Record) -> Row:
+    life = record.life.value
+    expires = record.expires.value if record.expires is not None else None
+    return Row(
+        id=record.id,
+        partition=partition,
+        alive=record.alive,
+        agent=life.agent,
+        thread=life.thread,
+        created=life.created,
+        expires=expires,
+        tags=tuple(record.tags) if record.alive else (),
+        metadata=record.metadata_values() if record.alive else {},
+        content=(record.content.value or "") if record.alive and record.content is not None else "",
+        version=record.version,
+        state=codec.to_bytes(record),
+    )

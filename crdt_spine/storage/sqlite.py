@@ -1,0 +1,191 @@
+"""The storage engine on SQLite: the journal in one file, tables and indexes in another, so that neither waits.
+
+    method                               may be called from                  waits for
+    append                               one thread (journal)                its fsync; a few rows of a `prune`
+    prune, flush, index_text             one thread (tables)                 each other
+    get, changed, tombstones, expired    one thread (the event loop)         the disk
+    select, search                       any number of threads               a free reader, of READERS_MAX
+
+Readers have connections of their own and see the last commit: a flush never holds them up. An engine in memory
+(":memory:") has a single connection, so there everything waits for everything; it keeps nothing and syncs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from crdt_spine.core.selection import Selection
+from crdt_spine.limits import READ_CACHE_BYTES_MAX, READERS_MAX
+from crdt_spine.storage import tables as format
+from crdt_spine.storage import text_index
+from crdt_spine.storage.changes import Changes
+from crdt_spine.storage.database import MEMORY, Database
+from crdt_spine.storage.engine import Checkpoint, Found, Order, Row, StorageUnusable
+from crdt_spine.storage.folder import Lock, files_of
+from crdt_spine.storage.journal import Journal
+from crdt_spine.storage.select import select
+from crdt_spine.storage.tables import Tables, id_hash
+
+
+class SqliteEngine:
+    """An `Engine`; make one with `open`. `writable` is false where `read_only_ok` was needed."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, read_only_ok: bool = False) -> SqliteEngine:
+        """The engine of a folder, of a database file (folder.py says which is which), or of ":memory:".
+
+        With `read_only_ok` a folder that another process has, or that can't be written to, is opened for reading; what
+        the other process commits is seen. Raises StorageUnusable.
+        """
+        if str(path) == MEMORY:
+            return cls(MEMORY, MEMORY, None, True)
+        files = files_of(path)
+        lock = None
+        try:
+            lock = Lock(files)
+        except StorageUnusable:
+            if not read_only_ok or not files.tables.exists():
+                raise
+        try:
+            return cls(str(files.tables), str(files.journal), lock, lock is not None)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    def __init__(self, tables: str, journal: str, lock: Lock | None, writable: bool) -> None:
+        self.writable = writable
+        self._lock = lock
+        self._opened: list[Any] = []
+        try:
+            self._journal = Journal(journal, write=writable)
+            self._opened.append(self._journal)
+            self._tables = Tables(tables, write=writable)
+            self._opened.append(self._tables.database)
+            self._journal.raise_to(self._tables.checkpoint.through)
+            self._point = self._reader(tables)
+            self._changes = Changes(self._tables, self._point)
+            self._text = text_index.TextIndex(self._tables.database)
+            self._words = text_index.Words()
+            self._opened.append(self._words)
+            self._readers: SimpleQueue[Database] = SimpleQueue()
+            for _ in range(READERS_MAX):
+                self._readers.put(self._reader(tables))
+        except BaseException:
+            self.close()
+            raise
+
+    def _reader(self, path: str) -> Database:
+        if path == MEMORY:
+            return self._tables.database
+        database = Database(path, application_id=format.APPLICATION_ID, cache_bytes=READ_CACHE_BYTES_MAX, write=False)
+        self._opened.append(database)
+        return database
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of the last flush."""
+        return self._tables.checkpoint
+
+    @property
+    def rows_read(self) -> int:
+        """How many index entries and records `changed` has looked at since the engine was opened."""
+        return self._changes.rows_read
+
+    def limit_bytes(self, journal: int, tables: int) -> None:
+        """Let the files not grow above these sizes: StorageFull from there on, as on a full disk."""
+        self._journal.database.limit_bytes(journal)
+        self._tables.database.limit_bytes(tables)
+
+    # -- the journal ------------------------------------------------------------------------------------------------
+
+    def journal_rows(self, after: int) -> Iterator[tuple[int, bytes]]:
+        """The journal's rows with a sequence above `after`, in order."""
+        return self._journal.rows(after)
+
+    def append(self, row: bytes) -> int:
+        """Write one journal row and make it durable; its sequence. Raises StorageFull."""
+        return self._journal.append(row)
+
+    def prune(self, through: int) -> None:
+        """Drop the journal's rows up to and including `through`. Raises StorageFull."""
+        self._journal.prune(through)
+
+    # -- the tables -------------------------------------------------------------------------------------------------
+
+    def flush(self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint) -> None:
+        """Records and checkpoint into the tables, ids in `forget` out of them (unless they are in `rows` too): all or
+        nothing, durable. Raises StorageFull."""
+        self._tables.flush(rows, forget, checkpoint)
+
+    def index_text(self, records_max: int) -> int:
+        """Put up to that many waiting records into the text index; how many still wait. Raises StorageFull."""
+        return self._text.index(records_max)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> bytes | None:
+        """The state of one record (alive or dead) from the tables."""
+        row = self._point.row(
+            "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.hash = ? AND r.id = ?",
+            (id_hash(id), id),
+        )
+        return None if row is None else row[0]
+
+    def changed(
+        self, partition: int, have: Mapping[str, int], after: str | None, limit: int
+    ) -> list[tuple[str, bytes]]:
+        """(id, state) of the partition's records with a dot above `have`, by id, behind `after`; at most `limit`."""
+        return self._changes.changed(partition, have, after, limit)
+
+    def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:
+        """(id, state) of dead records of a partition, the longest untouched first."""
+        return self._changes.tombstones(partition, limit)
+
+    def expired(self, now: int, limit: int) -> list[str]:
+        """Ids of living records whose time is over, the longest over first."""
+        return self._changes.expired(now, limit)
+
+    def select(
+        self,
+        selection: Selection,
+        order: Order,
+        limit: int,
+        after: tuple[int, str] | None,
+        partitions: Sequence[int] | None,
+        now: int,
+    ) -> Iterator[Found]:
+        """Living, unexpired records of the selection in (created, id) order, beyond `after`, as they are asked for."""
+        return select(self._read, selection, order, limit, after, partitions, now)
+
+    def search(
+        self,
+        text: str,
+        selection: Selection,
+        order: Order | Literal["relevance"],
+        limit: int,
+        after: tuple[int, str] | None,
+        partitions: Sequence[int] | None,
+        now: int,
+    ) -> list[tuple[float, Found]]:
+        """As `select`, among those whose content has the words of `text`: all of them when ordered by time, any of
+        them by relevance (the float: smaller is better). A text without a word finds nothing."""
+        words = self._words.of(text)
+        return text_index.search(self._read, words, selection, order, limit, after, partitions, now)
+
+    def _read(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        reader = self._readers.get()
+        try:
+            return reader.rows(sql, values)
+        finally:
+            self._readers.put(reader)
+
+    def close(self) -> None:
+        """Close the files and let go of the lock; may be called again."""
+        for opened in reversed(self._opened):
+            opened.close()
+        if self._lock is not None:
+            self._lock.release()

@@ -1,0 +1,271 @@
+"""An agent's side of feeds: updates in order, each once, whichever nodes serve them.
+
+A subscription opens one feed a node, at as few nodes as cover the partitions. When a feed's node dies, falls silent or
+loses a message, the partitions it served are opened elsewhere with the positions reached so far. What comes again is
+known by its version: a record whose version is within the position, or that was delivered at this very version before
+the position caught up, is no news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+import msgspec
+
+from crdt_spine.core.causality import Vector, join, within
+from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Vectors, encode
+from crdt_spine.core.selection import Selection
+from crdt_spine.core.token import token_text
+from crdt_spine.errors import ConnectionFailed
+from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX
+from crdt_spine.memory import Memory, Update
+from crdt_spine.session import Session
+from crdt_spine.transport.base import Message, Subscription
+
+ALIVE_SECONDS = 1.0  # how often the node is told that the subscriber lives
+SILENT_SECONDS_MAX = 3.5  # of a node, before the feed is opened elsewhere
+OPEN_SECONDS_MAX = 1.5  # for a node's first word on a feed
+
+_decode = msgspec.json.Decoder(FeedBatch).decode
+_decode_memory = msgspec.json.Decoder(Memory).decode
+
+
+class _Source:
+    """One feed at one node."""
+
+    def __init__(self, id: str, node: str, partitions: tuple[int, ...], now: float) -> None:
+        self.id = id
+        self.node = node
+        self.partitions = partitions
+        self.expected = 0
+        self.heard = now
+        self.taken = 0  # updates that the subscriber has taken
+        self.told = 0  # of these, what the node was told of
+        self.told_at = now
+        self.open = False
+
+
+class Updates(AsyncIterator[Update]):
+    """What `spine.subscribe` returns: iterate it, or use it as `async with` and iterate inside."""
+
+    def __init__(self, session: Session, selection: Selection, positions: Vectors | None) -> None:
+        self._session = session
+        self._selection = selection
+        self._fresh = positions is None
+        self._positions: Vectors = dict(positions or {})
+        self._ahead: dict[str, tuple[int, Vector]] = {}  # id -> (partition, version) delivered beyond the position
+        self._queue: asyncio.Queue[tuple[_Source, Update]] = asyncio.Queue()
+        self._sources: dict[str, _Source] = {}
+        self._orphans: set[int] = set()  # partitions that no feed serves at the moment
+        self._numbers = itertools.count()
+        self._inbox = f"_INBOX.spine.feed.{session.id}.{id(self):x}"
+        self._subscription: Subscription | None = None
+        self._closed = False
+        self._error: Exception | None = None
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._opened.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
+        session.openings.add(self._opened)  # later operations of this session come after it
+        self._deadline = loop.time() + session.timeout
+        self._task = loop.create_task(self._run())
+
+    # -- the subscriber's side --------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Updates:
+        await asyncio.shield(self._opened)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Updates:
+        return self
+
+    async def __anext__(self) -> Update:
+        if self._queue.empty():
+            if self._closed:
+                raise StopAsyncIteration
+            getting = self._loop.create_task(self._queue.get())
+            try:
+                await asyncio.wait((getting, self._task), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                if getting.done() and not getting.cancelled():
+                    self._queue.put_nowait(getting.result())
+                getting.cancel()
+                raise
+            if not getting.done():
+                getting.cancel()
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            source, update = getting.result()
+        else:
+            source, update = self._queue.get_nowait()
+        source.taken += 1
+        if source.taken - source.told >= FEED_UPDATES_BUFFERED_MAX // 4:
+            self._tell(source)
+        return update
+
+    async def close(self) -> None:
+        """End the subscription."""
+        if self._closed:
+            return
+        self._closed = True
+        for source in self._sources.values():
+            self._session.transport.send(self._session.subjects.feed(source.node), encode(FeedClose(feed=source.id)))
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._subscription is not None:
+            with contextlib.suppress(Exception):
+                await self._subscription.cancel()
+        self._begin(None)
+
+    @property
+    def token(self) -> str:
+        """Resume from what has arrived so far."""
+        return self._token(self._positions)
+
+    # -- feeds ------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            self._subscription = await self._session.transport.subscribe(f"{self._inbox}.>", self._take)
+            self._orphans = set(self._session.layout.replicas)
+            while True:
+                self._adopt()
+                await asyncio.sleep(0.05 if self._orphans or not self._opened.done() else 0.2)
+                now = self._loop.time()
+                for source in list(self._sources.values()):
+                    if not self._session.transport.connected:
+                        source.heard = max(source.heard, now - SILENT_SECONDS_MAX / 2)
+                    elif now - source.heard > (SILENT_SECONDS_MAX if source.open else OPEN_SECONDS_MAX):
+                        self._session.avoid(source.node)
+                        self._abandon(source)
+                    elif source.open and (source.taken > source.told or now - source.told_at > ALIVE_SECONDS):
+                        self._tell(source)
+                if not self._opened.done() and now > self._deadline:
+                    raise ConnectionFailed(f"no node opened the feed within {self._session.timeout:g} s")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._error = error
+            self._begin(error)
+
+    def _adopt(self) -> None:
+        """Open feeds for the partitions that have none."""
+        if not self._orphans or not self._session.transport.connected:
+            return
+        for candidates, numbers in self._session.cover():
+            served = self._session.layout.replicas.keys() if numbers is None else numbers
+            part = tuple(sorted(self._orphans.intersection(served)))
+            if not part:
+                continue
+            source = _Source(
+                f"{self._session.id}-{next(self._numbers)}", self._session.healthy(candidates), part, self._loop.time()
+            )
+            self._sources[source.id] = source
+            self._orphans.difference_update(part)
+            # A partition whose position is not known yet begins now; else it goes on from there.
+            known = {number: self._positions[number] for number in part if number in self._positions}
+            from_now = self._fresh and not known
+            if self._fresh and known and len(known) < len(part):
+                self._orphans.update(number for number in part if number not in known)
+                source.partitions = tuple(known)
+            opening = FeedOpen(
+                feed=source.id,
+                inbox=f"{self._inbox}.{source.id}",
+                selection=self._selection,
+                partitions=source.partitions,
+                credit=FEED_UPDATES_BUFFERED_MAX,
+                token=None if from_now else known,
+            )
+            self._send(source, encode(opening))
+
+    def _tell(self, source: _Source) -> None:
+        source.told, source.told_at = source.taken, self._loop.time()
+        self._send(source, encode(FeedCredit(feed=source.id, taken=source.taken)))
+
+    def _send(self, source: _Source, payload: bytes) -> None:
+        self._session.transport.send(self._session.subjects.feed(source.node), payload, f"{self._inbox}.{source.id}")
+
+    def _abandon(self, source: _Source) -> None:
+        """This feed is of no use any more: what it served is to be opened elsewhere."""
+        if self._sources.pop(source.id, None) is not None:
+            self._orphans.update(source.partitions)
+            self._session.transport.send(self._session.subjects.feed(source.node), encode(FeedClose(feed=source.id)))
+
+    def _take(self, message: Message) -> None:
+        source = self._sources.get(message.subject.rsplit(".", 1)[1])
+        if source is None:
+            return
+        if message.nobody:
+            self._session.avoid(source.node)
+            self._abandon(source)
+            self._adopt()
+            return
+        try:
+            batch = _decode(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self._session.counts["refused"] += 1
+            return
+        source.heard = self._loop.time()
+        if batch.error is not None or batch.number != source.expected:
+            if batch.error is not None:
+                self._session.avoid(source.node)
+            self._abandon(source)
+            return
+        source.expected += 1
+        source.open = True
+        for update in batch.updates:
+            self._deliver(source, update)
+        for number, vector in batch.positions.items():
+            if number in source.partitions:
+                self._reach(number, vector)
+        if not self._opened.done() and not self._orphans and all(s.open for s in self._sources.values()):
+            self._begin(None)
+
+    def _deliver(self, source: _Source, update: FeedUpdate) -> None:
+        number = update.partition
+        position = self._positions.get(number, {})
+        before = self._ahead.get(update.id)
+        news = not within(update.version, position) and not (before and within(update.version, before[1]))
+        if within(position, update.position):
+            self._positions[number] = update.position
+        else:
+            self._positions[number] = join(position, update.position)
+        if not news:
+            source.taken += 1
+            return
+        if not within(update.version, self._positions[number]):
+            self._ahead[update.id] = (number, update.version)
+        memory = _decode_memory(update.memory)
+        # The positions are replaced, never changed, so a shallow copy is a snapshot.
+        snapshot = dict(self._positions)
+        self._queue.put_nowait((source, Update(update.kind, memory, snapshot, self._token)))
+
+    def _reach(self, number: int, vector: Vector) -> None:
+        """Everything up to this vector has arrived."""
+        self._positions[number] = join(self._positions.get(number, {}), vector)
+        if self._ahead:
+            position = self._positions[number]
+            covered = [id for id, (n, version) in self._ahead.items() if n == number and within(version, position)]
+            for id in covered:
+                del self._ahead[id]
+
+    def _begin(self, error: Exception | None) -> None:
+        self._session.openings.discard(self._opened)
+        if not self._opened.done():
+            if error is None:
+                self._opened.set_result(None)
+            else:
+                self._opened.set_exception(error)
+
+    def _token(self, positions: Vectors) -> str:
+        return token_text(self._session.hello.cluster, self._session.hello.region, positions)

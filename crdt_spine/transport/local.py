@@ -1,0 +1,97 @@
+"""A transport inside one process: the embedded node and its agent speak the same messages as a cluster does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+
+from crdt_spine.limits import MESSAGE_BYTES_MAX
+from crdt_spine.transport.base import Handler, Message, NobodyListens
+
+
+log = logging.getLogger(__name__)
+
+
+class LocalSubscription:
+    """A handler's place in the transport."""
+
+    def __init__(self, transport: LocalTransport, subject: str, handler: Handler) -> None:
+        self.transport = transport
+        self.pattern = subject.split(".")
+        self.handler = handler
+        self.queue: asyncio.Queue[Message] = asyncio.Queue()
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def takes(self, tokens: list[str]) -> bool:
+        """NATS's rules: `*` is any one token, a last `>` any rest."""
+        for index, part in enumerate(self.pattern):
+            if part == ">":
+                return len(tokens) > index
+            if index >= len(tokens) or part not in ("*", tokens[index]):
+                return False
+        return len(self.pattern) == len(tokens)
+
+    async def _run(self) -> None:
+        while True:
+            message = await self.queue.get()
+            try:
+                waiting = self.handler(message)
+                if waiting is not None:
+                    await waiting
+            except Exception:
+                log.exception("the handler of %s failed", message.subject)
+
+    async def cancel(self) -> None:
+        if self in self.transport.subscriptions:
+            self.transport.subscriptions.remove(self)
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class LocalTransport:
+    """Delivers in the order of sending, each handler on a task of its own, as a broker would."""
+
+    connected = True
+    payload_bytes_max = MESSAGE_BYTES_MAX
+
+    def __init__(self) -> None:
+        self.subscriptions: list[LocalSubscription] = []
+        self._numbers = itertools.count()
+
+    async def subscribe(self, subject: str, handler: Handler) -> LocalSubscription:
+        subscription = LocalSubscription(self, subject, handler)
+        self.subscriptions.append(subscription)
+        return subscription
+
+    def send(self, subject: str, payload: bytes, reply: str = "") -> None:
+        tokens = subject.split(".")
+        takers = [subscription for subscription in self.subscriptions if subscription.takes(tokens)]
+        for subscription in takers:
+            subscription.queue.put_nowait(Message(subject, payload, reply))
+        if not takers and reply:
+            for subscription in self.subscriptions:
+                if subscription.takes(reply.split(".")):
+                    subscription.queue.put_nowait(Message(reply, b"", "", nobody=True))
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def take(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        inbox = f"_local.{next(self._numbers)}"
+        subscription = await self.subscribe(inbox, take)
+        try:
+            self.send(subject, payload, inbox)
+            message = await asyncio.wait_for(answer, timeout)
+        finally:
+            await subscription.cancel()
+        if message.nobody:
+            raise NobodyListens(subject)
+        return message.payload
+
+    async def close(self) -> None:
+        for subscription in list(self.subscriptions):
+            await subscription.cancel()

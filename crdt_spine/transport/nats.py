@@ -1,0 +1,174 @@
+"""The transport over a NATS broker: one connection that reconnects for ever and never waits in `send`.
+
+What nats-py would do silently is made visible or impossible here: a payload over the broker's limit closes a client
+for good, so it is refused before; a slow handler's messages are dropped, so that is counted; a refused password loops
+for ever inside `connect`, so that is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsPySubscription
+
+from crdt_spine.errors import ConnectionFailed, InvalidInput
+from crdt_spine.limits import CONNECT_SECONDS_MAX, FRAMING_BYTES_MAX, MESSAGE_BYTES_MAX
+from crdt_spine.transport.base import Disconnected, Handler, Message, NobodyListens
+
+log = logging.getLogger(__name__)
+
+_NO_RESPONDERS = "503"
+_PENDING_BYTES_MAX = 64 * 1024 * 1024  # of one subscription; a handler that is this far behind loses messages
+
+
+class NatsSubscription:
+    def __init__(self, subscription: NatsPySubscription) -> None:
+        self._subscription = subscription
+
+    async def cancel(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
+
+
+class NatsTransport:
+    """Use `connect`. `dropped` counts messages that handlers were too slow for, `lost` those sent while disconnected."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        self._client = client
+        self._outgoing: list[tuple[str, bytes, str]] = []
+        self._sending: asyncio.Task[None] | None = None
+        self.url = url
+        self.dropped = 0
+        self.lost = 0
+
+    @classmethod
+    async def connect(cls, url: str, name: str, timeout: float = CONNECT_SECONDS_MAX) -> NatsTransport:
+        """Connect within `timeout` seconds. Raises ConnectionFailed with the address, InvalidInput for no NATS URL."""
+        _check(url)
+        client = Client()
+        transport = cls(client, url)
+
+        async def on_error(error: Exception) -> None:
+            if isinstance(error, nats.errors.SlowConsumerError):
+                transport.dropped += 1
+            failures.append(error)
+            del failures[:-1]
+            if isinstance(error, nats.errors.Error | OSError):
+                log.info("%s: %r", _shown(url), error)
+            else:  # a handler of ours
+                log.error("a handler failed", exc_info=error)
+
+        failures: list[Exception] = []
+        try:
+            async with asyncio.timeout(timeout):
+                options: dict[str, Any] = {"reconnect_time_wait": 0.25, "connect_timeout": max(1, int(timeout / 2))}
+                await client.connect(
+                    servers=url.split(","),
+                    name=name,
+                    error_cb=on_error,
+                    max_reconnect_attempts=-1,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    no_echo=True,
+                    **options,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.close(), 1)
+            reason = failures[-1] if failures else error
+            raise ConnectionFailed(
+                f"no NATS broker answered at {_shown(url)} within {timeout:g} s ({reason or type(reason).__name__}); "
+                "is it running? `spine up` starts one"
+            ) from error
+        return transport
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._client.is_connected)
+
+    @property
+    def payload_bytes_max(self) -> int:
+        return min(MESSAGE_BYTES_MAX, int(self._client.max_payload)) - FRAMING_BYTES_MAX
+
+    async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
+        async def take(message: Msg) -> None:
+            nobody = message.headers is not None and message.headers.get("Status") == _NO_RESPONDERS
+            waiting = handler(Message(message.subject, message.data, message.reply, nobody))
+            if waiting is not None:
+                await waiting
+
+        subscription = await self._client.subscribe(subject, cb=take, pending_bytes_limit=_PENDING_BYTES_MAX)
+        return NatsSubscription(subscription)
+
+    def send(self, subject: str, payload: bytes, reply: str = "") -> None:
+        if not self._client.is_connected:
+            self.lost += 1
+            return
+        self._outgoing.append((subject, payload, reply))
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
+        if not self._client.is_connected:
+            raise Disconnected(_shown(self.url))
+        try:
+            answer = await self._client.request(subject, payload, timeout=timeout)
+        except nats.errors.NoRespondersError as error:
+            raise NobodyListens(subject) from error
+        except nats.errors.TimeoutError as error:
+            raise TimeoutError(f"{subject} did not answer within {timeout:g} s") from error
+        except nats.errors.Error as error:
+            raise Disconnected(f"{_shown(self.url)}: {error}") from error
+        return bytes(answer.data)
+
+    async def close(self) -> None:
+        if self._sending is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._sending, 1)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(1):
+                if self._client.is_connected:
+                    await self._client.flush(1)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2):
+                await self._client.close()
+
+    async def _send_all(self) -> None:
+        publish: Any = self._client.publish
+        while self._outgoing:
+            batch, self._outgoing = self._outgoing, []
+            for subject, payload, reply in batch:
+                try:
+                    await publish(subject, payload, reply)
+                except nats.errors.Error as error:
+                    self.lost += 1
+                    log.debug("not sent to %s: %r", subject, error)
+        self._sending = None
+
+
+def _check(url: str) -> None:
+    for one in url.split(","):
+        try:
+            parts = urlsplit(one)
+            usable = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise InvalidInput(f"{one!r} is no broker's address; it looks like nats://127.0.0.1:4222")
+
+
+def _shown(url: str) -> str:
+    """The address without a password."""
+    shown = []
+    for one in url.split(","):
+        parts = urlsplit(one)
+        shown.append(f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}")
+    return ",".join(shown)
