@@ -44,6 +44,7 @@ from crdt_spine.limits import (
 from crdt_spine.transport.base import Message, Subscription, Transport
 
 SWEEP_SECONDS = 0.05
+PACE_SECONDS = 0.001  # between two batches: under load, fewer and larger ones cost much less processor time
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
 AVOID_SECONDS = 1.0  # how long a node that failed is not tried, while there are others
@@ -102,6 +103,7 @@ class Session:
         self._requests = itertools.count(1)
         self._outbox: list[Call] = []
         self._later: list[Call] = []
+        self._flushed_at = 0.0
         self._avoid: dict[str, float] = {}
         self._heard: dict[str, float] = {}
         self._room = asyncio.Event()
@@ -227,12 +229,17 @@ class Session:
 
     def _post(self, call: Call) -> None:
         if not self._outbox:
-            self._loop.call_soon(self._flush)
+            wait = self._flushed_at + PACE_SECONDS - self._loop.time()
+            if wait > 0:
+                self._loop.call_later(wait, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
         self._outbox.append(call)
 
     def _flush(self) -> None:
         """Everything of this loop turn, one message a node."""
         outbox, self._outbox = self._outbox, []
+        self._flushed_at = self._loop.time()
         if not self.transport.connected:
             self._later += outbox
             return

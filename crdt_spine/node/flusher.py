@@ -1,8 +1,8 @@
 """Fills the tables behind the journal, in large transactions, and the text index behind the tables.
 
 Waiting pays: what is written again before a flush is written to the tables once. So a flush starts when enough has
-changed or enough time has passed, and the text index takes what is left of the time, more eagerly the further behind
-it is. A text search may ask for it to catch up.
+changed or enough time has passed. The text index waits while agents keep the node busy, until it is too far behind; a
+text search makes it catch up.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from crdt_spine.storage.records import RecordStore
 log = logging.getLogger(__name__)
 
 FLUSH_RECORDS = DIRTY_RECORDS_MAX // 2
+BUSY_OPERATIONS = 50  # since the last check: agents come first
 FLUSH_SECONDS = 5.0
 TEXT_RECORDS = 200  # in one transaction of the text index
-TEXT_BACKLOG_MAX = 20_000  # above it the index works without pause
+TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
 CHECK_SECONDS = 0.1
 RETRY_SECONDS = 1.0  # while the disk is full
 
@@ -31,12 +32,18 @@ class Flusher:
     """Runs flushes one after the other. `checkpoint` gives the vectors of this instant."""
 
     def __init__(
-        self, store: RecordStore, engine: Engine, committer: Committer, checkpoint: Callable[[], Checkpoint]
+        self,
+        store: RecordStore,
+        engine: Engine,
+        committer: Committer,
+        checkpoint: Callable[[], Checkpoint],
+        operations: Callable[[], int],
     ) -> None:
         self.store = store
         self.engine = engine
         self.committer = committer
         self.checkpoint = checkpoint
+        self.operations = operations
         self.text_backlog = 0
         self._thread = ThreadPoolExecutor(1, "tables")
         self._one = asyncio.Lock()
@@ -46,6 +53,7 @@ class Flusher:
         """Flush and index when due, until cancelled."""
         loop = asyncio.get_running_loop()
         self._last = loop.time()
+        operations = self.operations()
         self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -55,8 +63,10 @@ class Flusher:
                     await self.flush()
                 elif due:
                     self._last = loop.time()
-                if self.text_backlog:
-                    await self._index(1 if self.text_backlog < TEXT_BACKLOG_MAX else 10)
+                operations, before = self.operations(), operations
+                idle = operations - before < BUSY_OPERATIONS
+                if self.text_backlog and (idle or self.text_backlog > TEXT_BACKLOG_MAX):
+                    await self._index(5)
             except StorageFull as error:
                 log.error("the tables can't be written: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -88,7 +88,7 @@ class Node:
                 partition.vector = dict(summary.vector)
                 partition.memories, partition.tombstones = summary.memories, summary.tombstones
         self.committer = Committer(self.replica, engine, self._settled, checkpoint.through)
-        self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint)
+        self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self._operations)
         self.queries = Queries(self.store, engine, self.committer, self.flusher)
         self.subjects = Subjects(hello.cluster)
         self.replication = Replication(
@@ -265,6 +265,10 @@ class Node:
         if turn.events:
             self.feeds.settled(turn.events)
         self.service.settled()
+
+    def _operations(self) -> int:
+        """How much the agents have asked so far."""
+        return self.service.counts["reads"] + self.service.counts["writes"]
 
     def _done(self, done: list[Waiting]) -> None:
         if done:

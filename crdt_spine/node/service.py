@@ -45,6 +45,7 @@ from crdt_spine.transport.base import Message, Transport
 
 _decode = msgspec.json.Decoder(Request).decode
 
+PACE_SECONDS = 0.001  # between two messages to one agent: under load, fewer and larger ones
 RESPONSE_RESULTS_MAX = 256
 RESPONSE_BYTES_TARGET = 256 * 1024
 
@@ -104,6 +105,8 @@ class Service:
         self.counts: Counter[str] = Counter()
         self.waiting = 0  # operations taken and not yet answered
         self._answers: dict[str, Answers] = {}
+        self._sent_at = 0.0
+        self._loop = asyncio.get_running_loop()
         self._parked: list[Parked] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -280,13 +283,18 @@ class Service:
         answers = self._answers.get(inbox)
         if answers is None:
             if not self._answers:
-                asyncio.get_running_loop().call_soon(self._send)
+                wait = self._sent_at + PACE_SECONDS - self._loop.time()
+                if wait > 0:
+                    self._loop.call_later(wait, self._send)
+                else:
+                    self._loop.call_soon(self._send)
             answers = self._answers[inbox] = Answers([], set())
         answers.results.append(result)
         answers.partitions.update(partitions)
 
     def _send(self) -> None:
         answers, self._answers = self._answers, {}
+        self._sent_at = self._loop.time()
         for inbox, one in answers.items():
             seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
             for results in _cut(one.results):

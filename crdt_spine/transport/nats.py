@@ -26,6 +26,7 @@ from crdt_spine.transport.base import Disconnected, Handler, Message, NobodyList
 log = logging.getLogger(__name__)
 
 _NO_RESPONDERS = "503"
+_PACE_SECONDS = 0.001  # between two writes to the socket: under load, fewer system calls for more messages each
 _PENDING_BYTES_MAX = 64 * 1024 * 1024  # of one subscription; a handler that is this far behind loses messages
 
 
@@ -45,6 +46,8 @@ class NatsTransport:
         self._client = client
         self._outgoing: list[tuple[str, bytes, str]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = 0.0
         self.url = url
         self.dropped = 0
         self.lost = 0
@@ -112,9 +115,13 @@ class NatsTransport:
         if not self._client.is_connected:
             self.lost += 1
             return
+        if not self._outgoing:
+            wait = self._sent_at + _PACE_SECONDS - self._loop.time()
+            if wait > 0:
+                self._loop.call_later(wait, self._write)
+            else:
+                self._loop.call_soon(self._write)
         self._outgoing.append((subject, payload, reply))
-        if self._sending is None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_all())
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         if not self._client.is_connected:
@@ -130,6 +137,7 @@ class NatsTransport:
         return bytes(answer.data)
 
     async def close(self) -> None:
+        self._write()
         if self._sending is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._sending, 1)
@@ -141,6 +149,10 @@ class NatsTransport:
             async with asyncio.timeout(2):
                 await self._client.close()
 
+    def _write(self) -> None:
+        if self._sending is None and self._outgoing:
+            self._sending = self._loop.create_task(self._send_all())
+
     async def _send_all(self) -> None:
         publish: Any = self._client.publish
         while self._outgoing:
@@ -151,6 +163,7 @@ class NatsTransport:
                 except nats.errors.Error as error:
                     self.lost += 1
                     log.debug("not sent to %s: %r", subject, error)
+        self._sent_at = self._loop.time()
         self._sending = None
 
 
