@@ -24,7 +24,7 @@ from crdt_spine.core.messages import Change
 from crdt_spine.core.registers import NEVER, Origin, Register, above, later
 
 
-class Life(msgspec.Struct, frozen=True, array_like=True):
+class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The value of the alive register: what is fixed at a memory's birth, or what is left of it after its death.
 
     `created` is a hybrid time. `tags` is empty while it lives; a tombstone keeps the last ones, so that a subscription
@@ -42,7 +42,7 @@ class Life(msgspec.Struct, frozen=True, array_like=True):
 UNBORN = Register(NEVER, Life(False, "", None, 0, {}, ()))
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One memory's whole state on a replica. `metadata` maps a key to its register; None there is a removed key."""
 
     id: str

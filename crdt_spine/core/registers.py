@@ -25,7 +25,7 @@ class Origin(msgspec.Struct, frozen=True, array_like=True, order=True, gc=False)
 NEVER = Origin(0, "", 0, "")
 
 
-class Register(msgspec.Struct, frozen=True, array_like=True):
+class Register(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value and where it comes from."""
 
     origin: Origin

@@ -90,7 +90,7 @@ class Flusher:
             finally:
                 self.store.end_flush(flush, written)
             self._last = loop.time()
-            self.text_backlog += len(flush.entries)
+            self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
             await self._prune(flush.checkpoint.through)
 
     async def catch_up_text(self) -> None:

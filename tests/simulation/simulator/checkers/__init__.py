@@ -1,0 +1,54 @@
+"""What must hold in every run, one thing a file. A checker sees everything that happens and raises Violation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulator.world import Violation
+
+if TYPE_CHECKING:
+    from simulator.cluster import Cluster
+    from simulator.disk import Checkpoint
+    from simulator.history import Dot
+    from simulator.node import Node
+
+    from crdt_spine.core.causality import Vector
+    from crdt_spine.core.messages import Change
+    from crdt_spine.core.replica import Turn
+
+
+class Checker:
+    """Hears of everything; a checker overrides what concerns it."""
+
+    cluster: Cluster
+
+    def coordinated(self, node: Node, partition: int, dot: Dot, change: Change) -> None:
+        """A change was given its dot."""
+
+    def persisted(self, node: Node, turn: Turn) -> None:
+        """A turn's journal row is on the disk."""
+
+    def settled(self, node: Node, turn: Turn) -> None:
+        """The node has acted on a durable turn."""
+
+    def checkpointed(self, node: Node, checkpoint: Checkpoint) -> None:
+        """A checkpoint is on the disk."""
+
+    def sent(self, node: Node, kind: str, vectors: dict[int, Vector]) -> None:
+        """Something leaves the node that says: I have this much."""
+
+    def rolled_back(self, node: Node) -> None:
+        """A node's disk has become an older one."""
+
+    def restarted(self, node: Node, vectors: dict[int, Vector]) -> None:
+        """A node came up with this much."""
+
+    def acknowledged(self, id: str, partition: int, dot: Dot, needed: int) -> None:
+        """An agent was told that its write is done."""
+
+    def healed(self) -> None:
+        """The end: all links work, all nodes run, everything had time to settle."""
+
+    def fail(self, what: str) -> None:
+        """Something does not hold."""
+        raise Violation(f"{type(self).__name__.lower()}: {what}")

@@ -1,0 +1,39 @@
+"""Nothing leaves a node before it is on the node's disk: no delta, no acknowledgement, no announcement, no page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from simulator.checkers import Checker
+
+from crdt_spine.core.causality import join, within
+
+
+class Publishing(Checker):
+    """Keeps what every disk has, and compares what is sent with it."""
+
+    def __init__(self) -> None:
+        self.disks: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+
+    def persisted(self, node, turn) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, turn.vectors)
+
+    def checkpointed(self, node, checkpoint) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, checkpoint.vectors)
+
+    def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
+        for number, vector in vectors.items():
+            self.disks[node.name, number] = join(self.disks[node.name, number], vector)
+
+    def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
+        for number in node.replica.partitions:
+            del self.disks[node.name, number]
+
+    def restarted(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
+        for number, vector in vectors.items():
+            self.disks[node.name, number] = join(self.disks[node.name, number], vector)
+
+    def sent(self, node, kind, vectors) -> None:  # type: ignore[no-untyped-def]
+        for number, vector in vectors.items():
+            if not within(vector, self.disks[node.name, number]):
+                self.fail(f"{node.name} sends a {kind} of {vector}, its disk has {self.disks[node.name, number]}")

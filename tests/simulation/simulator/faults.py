@@ -1,0 +1,83 @@
+"""What goes wrong, and when: crashes, links cut in one direction, broken syncs, clocks that jump, an old disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simulator.cluster import Cluster
+    from simulator.node import Node
+
+
+class Faults:
+    """Until `over`, something now and then. `counts` says what it was."""
+
+    def __init__(self, cluster: Cluster, pause_max: int, *, rollback: bool) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.pause_max = pause_max
+        self.rollback = rollback
+        self.over = False
+        self.counts: Counter[str] = Counter()
+        self.kinds = ["crash", "crash", "part", "part", "mend", "break off", "clock"]
+        if rollback:
+            self.victim = self.world.random.choice(cluster.names)
+            self.kinds += ["copy", "roll back"]
+        self._pause()
+
+    def _pause(self) -> None:
+        self.world.after(self.world.random.randint(1, self.pause_max), self._strike)
+
+    def _strike(self) -> None:
+        if self.over:
+            return
+        chance = self.world.random
+        node = self.cluster.nodes[chance.choice(self.cluster.names)]
+        kind = chance.choice(self.kinds)
+        match kind:
+            case "crash" if node.running:
+                self._crash(node)
+            case "part":
+                self._part()
+            case "mend":
+                self.cluster.network.cut.clear()
+                self.world.tell("network", "all links work")
+            case "break off":
+                node.repair.break_off()
+                node.tell("every pull breaks off")
+            case "clock":
+                node.skew = chance.choice([-3_600_000, -400, -100, 0, 100, 400])
+                node.tell(f"its clock is now {node.skew} ms off")
+            case "copy":
+                self.cluster.nodes[self.victim].disk.copy()
+                self.world.tell(self.victim, "its disk is copied")
+            case "roll back" if self.cluster.nodes[self.victim].disk.backup and self.cluster.nodes[self.victim].running:
+                self._roll_back(self.cluster.nodes[self.victim])
+            case _:
+                kind = "nothing"
+        self.counts[kind] += 1
+        self._pause()
+
+    def _crash(self, node: Node) -> None:
+        node.crash(half_written=self.world.random.random() < 0.5)
+        self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
+
+    def _roll_back(self, node: Node) -> None:
+        node.crash(half_written=False)
+        node.tell("its disk becomes what it was when it was copied")
+        node.disk.roll_back()
+        node.disk_epoch += 1
+        self.cluster.check("rolled_back", node)
+        self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
+
+    def _part(self) -> None:
+        chance = self.world.random
+        names = self.cluster.names
+        if chance.random() < 0.5:
+            links = {(chance.choice(names), chance.choice(names)) for _ in range(3)}
+        else:
+            alone = chance.choice(names)
+            links = {(alone, other) for other in names} | {(other, alone) for other in names}
+        self.cluster.network.cut |= links
+        self.world.tell("network", f"cut: {', '.join(f'{a}→{b}' for a, b in sorted(links) if a != b)}")

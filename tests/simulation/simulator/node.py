@@ -1,0 +1,288 @@
+"""A node around a Replica: it commits turns, fills its tables, recovers after a crash, and knows who it is.
+
+The order of things is crdt_spine/node's: nothing of a turn leaves before its journal row is on the disk; a
+checkpoint may be taken in the middle of a turn; a node whose peers know more of its actor than its disk does goes on
+under a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from simulator.disk import Checkpoint, DictRecords, Disk
+from simulator.repair import Repair
+from simulator.world import START
+
+from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.messages import Ack, Change, Delta, SyncPage, Write, encode
+from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.record import Record
+from crdt_spine.core.replica import Refused, Replica, Turn, actor_name, node_of
+
+if TYPE_CHECKING:
+    from simulator.cluster import Cluster
+
+HANDSHAKE_MILLISECONDS = 1_500
+FLUSH_MILLISECONDS = 2_000
+
+decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
+_decode_delta = msgspec.json.Decoder(Delta).decode
+_decode_ack = msgspec.json.Decoder(Ack).decode
+
+Answer = Callable[[str, object], None]  # ("done", Waiting) or ("refused", error) or ("unknown", Waiting)
+
+
+class Node:
+    """One node; `running` is false while it is crashed, `serving` once it takes writes."""
+
+    def __init__(self, cluster: Cluster, name: str, skew: int) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.name = name
+        self.skew = skew  # milliseconds
+        self.disk = Disk()
+        self.disk_epoch = 0
+        self.life = 0
+        self.running = False
+        self.serving = False
+        self.boot()
+
+    @property
+    def now(self) -> int:
+        """The wall clock as this node sees it."""
+        return START + self.world.now + self.skew
+
+    def later(self, milliseconds: int, action: Callable[[], None]) -> None:
+        """Do something, unless the node crashes before."""
+        life = self.life
+        self.world.after(milliseconds, lambda: action() if self.running and self.life == life else None)
+
+    # -- coming up and going down -----------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Recover from the disk, then shake hands."""
+        self.life += 1
+        self.running, self.serving = True, False
+        checkpoint = self.disk.checkpoint
+        self.fresh = checkpoint.incarnation == 0
+        self.incarnation = checkpoint.incarnation or self.cluster.new_incarnation()
+        self.store = DictRecords(checkpoint)
+        self.replica = Replica(
+            self.name, self.actor, self.store, HybridClock(checkpoint.clock), self.cluster.peers_of(self.name),
+            self.cluster.write_quorum,
+        )  # fmt: skip
+        for number, partition in self.replica.partitions.items():
+            partition.vector = dict(checkpoint.vectors.get(number, {}))
+            records = self.store.partitions.get(number, {}).values()
+            partition.memories = sum(record.alive for record in records)
+            partition.tombstones = len(records) - partition.memories
+            self._record_history(number)
+        for sequence, row in enumerate(self.disk.journal, 1):
+            entries = row.split(b"\n")
+            if sequence <= checkpoint.through:
+                self.replica.remember(entries, decode_entry)
+            else:
+                self.replica.replay(entries, decode_entry)
+        self.replica.recovered()
+        self.through = len(self.disk.journal)
+        self._wake = self._commit_planned = self._committing = False
+        self._flushing = False
+        self._barriers: list[Callable[[], None]] = []
+        self._answers: dict[int, Answer] = {}
+        self.repair = Repair(self)
+        if self.fresh:
+            self._write_identity()
+        vectors = {number: dict(p.vector) for number, p in self.replica.partitions.items()}
+        self.tell(f"starts as {self.actor} with {vectors}")
+        self.cluster.check("restarted", self, vectors)
+        self.repair.announce()
+        self._handshake(self.world.now + HANDSHAKE_MILLISECONDS)
+        self.repair.run()
+        self.later(FLUSH_MILLISECONDS, self._flush_regularly)
+        self.later(250, self._expire)
+
+    def crash(self, *, half_written: bool) -> None:
+        """Lose everything in memory. A journal row under way is on the disk, or not."""
+        if self._committing and half_written:
+            self.disk.append(self._row)
+            self.cluster.check("persisted", self, self._turn)
+        self.tell("crashes" + (", its last row just written" if self._committing and half_written else ""))
+        self.running = self.serving = False
+
+    def _handshake(self, deadline: int) -> None:
+        unheard = {peer for peers in self.replica.peers.values() for peer in peers} - self.repair.heard.keys()
+        if unheard and not self.repair.usurped and self.world.now < deadline:
+            self.later(50, lambda: self._handshake(deadline))
+            return
+        if self.repair.usurped or (unheard and not self.fresh):
+            self.reincarnate("rolled back" if self.repair.usurped else f"did not hear {sorted(unheard)}")
+        else:
+            self._serve()
+
+    def _serve(self) -> None:
+        self.serving = True
+        self.repair.announce()
+
+    def reincarnate(self, reason: str) -> None:
+        """Make dots under a new name from now on; it is on the disk before the first of them."""
+
+        def renamed() -> None:
+            old, self.incarnation = self.actor, self.cluster.new_incarnation()
+            self._write_identity()
+            self.replica.actor = self.actor
+            self.repair.usurped = False
+            self.tell(f"goes on as {self.actor}, no longer {old}: {reason}")
+            self._serve()
+
+        self.barrier(renamed)
+
+    @property
+    def actor(self) -> str:
+        return actor_name("r", self.name, str(self.incarnation))
+
+    def tell(self, what: str) -> None:
+        self.world.tell(self.name, what)
+
+    # -- turns ------------------------------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Something is to be committed."""
+        self._wake = True
+        if not self._commit_planned and not self._committing:
+            self._commit_planned = True
+            self.later(self.world.random.randint(0, 8), self._commit)
+
+    def barrier(self, then: Callable[[], None]) -> None:
+        """Do it once everything that has taken effect so far is durable."""
+        if self._committing or self._wake:
+            self._barriers.append(then)
+            self.touch()
+        else:
+            then()
+
+    def _commit(self) -> None:
+        self._commit_planned = self._wake = False
+        turn = self.replica.end_turn()
+        barriers, self._barriers = self._barriers, []
+        self._committing, self._turn, self._row = True, turn, b"\n".join(turn.journal)
+        if self.cluster.without == "persist-before-send":
+            self._send(turn)
+        self.later(self.world.random.randint(1, 25), lambda: self._committed(turn, barriers))
+
+    def _committed(self, turn: Turn, barriers: list[Callable[[], None]]) -> None:
+        if turn.journal:
+            self.through = self.disk.append(self._row)
+        self._committing = False
+        self.cluster.check("persisted", self, turn)
+        self._send(turn)
+        for waiting in self.replica.persisted(turn):
+            self._done(waiting)
+        self.cluster.check("settled", self, turn)
+        if self._wake:
+            self.touch()
+        for then in barriers:
+            then()
+
+    def _send(self, turn: Turn) -> None:
+        for number, raw in turn.deltas:
+            delta = _decode_delta(raw)
+            last = delta.first + len(delta.changes) - 1
+            self.cluster.check("sent", self, "delta", {number: {delta.actor: last}})
+            for peer in self.replica.peers[number]:
+                self.send(peer, lambda node, raw=raw: node.take_delta(raw))
+        for actor, reached in turn.acks.items():
+            node = node_of(actor)[1]
+            if node != self.name:
+                self.cluster.check("sent", self, "ack", {number: {actor: n} for number, n in reached.items()})
+                raw = encode(Ack(node=self.name, actor=actor, reached=reached))
+                self.send(node, lambda node, raw=raw: node.take_ack(raw))
+
+    def send(self, target: str, deliver: Callable[[Node], None]) -> None:
+        """A message to another node. What a node sent before its disk was rolled back is gone with it."""
+        epoch = self.disk_epoch
+
+        def arrive() -> None:
+            node = self.cluster.nodes[target]
+            if node.running and self.disk_epoch == epoch:
+                deliver(node)
+
+        self.cluster.network.send(self.name, target, arrive)
+
+    # -- tables -----------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            self.through, self.store.encoded(),
+            {number: dict(p.vector) for number, p in self.replica.partitions.items()},
+            self.incarnation, self.replica.clock.highest,
+        )  # fmt: skip
+
+    def _write_identity(self) -> None:
+        self.disk.checkpoint = self._checkpoint()
+        self.cluster.check("checkpointed", self, self.disk.checkpoint)
+
+    def _flush_regularly(self) -> None:
+        checkpoint = self._checkpoint()
+        incarnation = self.incarnation
+
+        def written() -> None:
+            if incarnation == self.incarnation:  # else a newer one was written meanwhile
+                self.disk.checkpoint = checkpoint
+                self.cluster.check("checkpointed", self, checkpoint)
+            self.later(FLUSH_MILLISECONDS, self._flush_regularly)
+
+        self.later(self.world.random.randint(1, 100), written)
+
+    # -- messages in ------------------------------------------------------------------------------------------------
+
+    def take_delta(self, raw: bytes) -> None:
+        delta = _decode_delta(raw)
+        if delta.actor == self.actor:
+            return
+        if not self.replica.receive(delta, raw, self.now):
+            self.repair.mark_behind(delta.partition, node_of(delta.actor)[1])
+        self.touch()
+
+    def take_ack(self, raw: bytes) -> None:
+        for waiting in self.replica.ack(_decode_ack(raw)):
+            self._done(waiting)
+
+    def write(self, operation: Write, agent: str, operation_id: str, retry: bool, answer: Answer) -> None:
+        """An agent's write; `answer` hears what came of it."""
+        if not self.serving:
+            return
+        ticket = self.cluster.new_ticket()
+        number = self.cluster.partition_of(operation.id)
+        try:
+            self.replica.write(number, operation, agent, operation_id, self.now, ticket, retry)
+        except Refused as refused:
+            answer("refused", refused.error)
+            return
+        self._answers[ticket] = answer
+        self.touch()
+
+    def done(self, waiting: list[Waiting]) -> None:
+        for one in waiting:
+            self._done(one)
+
+    def _done(self, waiting: Waiting) -> None:
+        self._answers.pop(waiting.ticket)("done", waiting)
+
+    def _expire(self) -> None:
+        for waiting, _ in self.replica.expire(self.now):
+            self._answers.pop(waiting.ticket)("unknown", waiting)
+        self.later(250, self._expire)
+
+    def _record_history(self, number: int) -> None:
+        """Let the history hear of every change that this node gives a dot."""
+        partition = self.replica.partitions[number]
+        coordinate = partition.coordinate
+
+        def recorded(actor: str, change: Change, record: Record | None) -> Record:
+            after = coordinate(actor, change, record)
+            self.cluster.check("coordinated", self, number, (actor, partition.vector[actor]), change)
+            return after
+
+        partition.coordinate = recorded  # type: ignore[method-assign]

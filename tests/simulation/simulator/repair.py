@@ -1,0 +1,203 @@
+"""Announcements, paged syncs that interleave with everything and break off, and the collection of tombstones.
+
+The same decisions as crdt_spine/node/replication.py: a gap that is older than a moment is pulled from the peer that
+announced it; the first page fixes `upto`; every page is durable before the next is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from crdt_spine.core import codec
+from crdt_spine.core.causality import Vector, join, within
+from crdt_spine.core.messages import Announcement, SyncPage, SyncRequest, encode
+
+if TYPE_CHECKING:
+    from simulator.node import Node
+
+ANNOUNCE_MILLISECONDS = 1_000
+GRACE_MILLISECONDS = 300
+PAGE_MILLISECONDS_MAX = 1_000
+PAGE_RECORDS = 2
+
+_decode_announcement = msgspec.json.Decoder(Announcement).decode
+_decode_request = msgspec.json.Decoder(SyncRequest).decode
+_decode_page = msgspec.json.Decoder(SyncPage).decode
+
+
+class Sync:
+    """One partition being pulled from one peer."""
+
+    def __init__(self, number: int, source: str, have: Vector) -> None:
+        self.number = number
+        self.source = source
+        self.have = have
+        self.upto: Vector | None = None
+        self.after: str | None = None
+        self.page = 0  # pages asked for; an answer to another one is late
+
+
+class Repair:
+    """What a node does to have everything that its peers have."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.world = node.world
+        self.heard: dict[str, Announcement] = {}
+        self.usurped = False
+        self.behind: dict[int, tuple[str, int]] = {}  # partition -> (who has more, since when)
+        self.syncs: dict[int, Sync] = {}
+        self.collected = 0
+
+    def run(self) -> None:
+        """Look for gaps, for ever; announce and collect now and then."""
+        self.node.later(self.world.random.randint(1, ANNOUNCE_MILLISECONDS), self._announce_regularly)
+        self.node.later(100, self._look)
+
+    # -- announcements ----------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        node = self.node
+        vectors = {number: dict(vector) for number, vector in node.replica.durable.items()}
+        node.cluster.check("sent", node, "announcement", vectors)
+        state = "up" if node.serving else "starting"
+        raw = encode(Announcement(node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors))
+        for peer in node.cluster.nodes:
+            if peer != node.name:
+                node.send(peer, lambda other: other.repair.take_announcement(raw))
+
+    def _announce_regularly(self) -> None:
+        self.announce()
+        self.node.replica.drain(self.node.now)
+        self.node.touch()
+        if self.node.serving:
+            self._collect()
+        self.node.later(ANNOUNCE_MILLISECONDS, self._announce_regularly)
+
+    def take_announcement(self, raw: bytes) -> None:
+        announcement = _decode_announcement(raw)
+        replica = self.node.replica
+        news = announcement.node not in self.heard or announcement.state == "starting"
+        self.heard[announcement.node] = announcement
+        own = replica.actor
+        if any(
+            vector.get(own, 0) > replica.partitions[number].vector.get(own, 0)
+            for number, vector in announcement.vectors.items()
+        ):
+            if not self.usurped:
+                self.usurped = True
+                if self.node.serving:
+                    self.node.reincarnate("a peer knows changes of it that are not here")
+            return
+        done, behind = replica.hear(announcement)
+        self.node.done(done)
+        for number in behind:
+            self.mark_behind(number, announcement.node)
+        if news:
+            self.announce()
+
+    def _collect(self) -> None:
+        node = self.node
+        for number, partition in node.replica.partitions.items():
+            collected = partition.collect(node.store.tombstones(number), node.replica.peers[number])
+            if collected:
+                self.collected += collected
+                node.tell(f"forgets {collected} tombstones of partition {number}")
+
+    # -- syncs ------------------------------------------------------------------------------------------------------
+
+    def mark_behind(self, number: int, source: str) -> None:
+        if number not in self.behind and source != self.node.name:
+            self.behind[number] = (source, self.world.now)
+
+    def break_off(self) -> None:
+        """Every sync under way ends here."""
+        self.syncs.clear()
+
+    def _still_behind(self, number: int, source: str) -> bool:
+        partition = self.node.replica.partitions[number]
+        if partition.waiting:
+            return True
+        heard = self.heard.get(source)
+        return heard is not None and not within(heard.vectors.get(number, {}), partition.vector)
+
+    def _look(self) -> None:
+        for number, (source, since) in sorted(self.behind.items()):
+            if number not in self.syncs and self.world.now - since >= GRACE_MILLISECONDS:
+                del self.behind[number]
+                if self._still_behind(number, source):
+                    have = dict(self.node.replica.partitions[number].vector)
+                    self.syncs[number] = sync = Sync(number, source, have)
+                    self.node.tell(f"pulls partition {number} from {source}, since {have}")
+                    self._ask(sync)
+        self.node.later(100, self._look)
+
+    def _ask(self, sync: Sync) -> None:
+        sync.page += 1
+        number, page = sync.number, sync.page
+        raw = encode(
+            SyncRequest(partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=PAGE_RECORDS)
+        )
+        self.node.send(sync.source, lambda source: source.repair.take_request(raw, self.node, sync, page))
+        self.node.later(PAGE_MILLISECONDS_MAX, lambda: self._time_out(sync, page))
+
+    def _time_out(self, sync: Sync, page: int) -> None:
+        if self.syncs.get(sync.number) is sync and sync.page == page:
+            del self.syncs[sync.number]
+            self.node.tell(f"the pull of partition {sync.number} from {sync.source} broke off")
+
+    def take_request(self, raw: bytes, asker: Node, sync: Sync, number: int) -> None:
+        """Answer with one page; it leaves once everything in it is durable here."""
+        node, request = self.node, _decode_request(raw)
+        durable = node.replica.durable[request.partition]
+        upto = dict(durable) if request.upto is None else request.upto
+        records = node.store.changed(request.partition, request.have, request.after, request.limit)
+        last = len(records) < request.limit
+        page = SyncPage(
+            partition=request.partition,
+            records=[(record.id, codec.to_json(record)) for record in records],
+            upto=upto,
+            next=None if last else records[-1].id,
+            operations=node.replica.operations_since(request.partition, request.have) if last else {},
+        )
+        life = asker.life
+
+        def leave() -> None:
+            node.cluster.check("sent", node, "page", {request.partition: upto})
+            answer = encode(page)
+            node.send(asker.name, lambda there: there.repair.take_page(answer, sync, number, life))
+
+        node.barrier(leave)
+
+    def take_page(self, raw: bytes, sync: Sync, number: int, life: int) -> None:
+        node = self.node
+        if node.life != life or self.syncs.get(sync.number) is not sync or sync.page != number:
+            return
+        page = _decode_page(raw)
+        if sync.upto is not None and page.upto != sync.upto:
+            del self.syncs[sync.number]
+            return
+        try:
+            node.replica.merge_page(page, raw, node.now)
+        except codec.Garbled as error:
+            node.tell(f"refuses a page of partition {page.partition}: {error}")
+            del self.syncs[sync.number]
+            return
+        if node.cluster.without == "last-page":
+            partition = node.replica.partitions[page.partition]
+            partition.vector = join(partition.vector, page.upto)
+        node.touch()
+
+        def merged() -> None:
+            if self.syncs.get(sync.number) is not sync:
+                return
+            if page.next is None:
+                del self.syncs[sync.number]
+                node.tell(f"has pulled partition {page.partition} from {sync.source}, upto {page.upto}")
+            else:
+                sync.upto, sync.after = page.upto, page.next
+                self._ask(sync)
+
+        node.barrier(merged)
