@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_RECORDS = DIRTY_RECORDS_MAX // 2
 BUSY_OPERATIONS = 50  # since the last check: agents come first
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
 TEXT_RECORDS = 200  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
 CHECK_SECONDS = 0.1

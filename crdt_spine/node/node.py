@@ -100,6 +100,7 @@ class Node:
             self.status,
         )  # fmt: skip
         self.refused_feeds = 0
+        self._reachable, self._reachable_at = 1, 0
         self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[None] | None = None
@@ -274,14 +275,16 @@ class Node:
         if done:
             self.service.done(done)
 
-    def _may_write(self, acks: int) -> str:
-        """Why a write that needs that many replicas can't be taken now; empty: it can."""
+    def _may_write(self, acks: int, now: int) -> str:
+        """Why a write that needs that many replicas can't be taken at `now` (milliseconds); empty: it can."""
         needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
-        if needed > 1:
-            reachable = 1 + len(self.replication.alive())
-            if reachable < needed:
-                return f"quorum: node {self.id} reaches {reachable} of the {needed} replicas that the write needs"
-        return ""
+        if needed <= 1:
+            return ""
+        if now != self._reachable_at:  # asked for each write of a batch: looked up once
+            self._reachable, self._reachable_at = 1 + len(self.replication.alive()), now
+        if self._reachable >= needed:
+            return ""
+        return f"quorum: node {self.id} reaches {self._reachable} of the {needed} replicas that the write needs"
 
     def _take_feed(self, message: Message) -> None:
         try:

@@ -90,7 +90,7 @@ class Service:
         queries: Queries,
         transport: Transport,
         partitions: int,
-        may_write: Callable[[int], str],
+        may_write: Callable[[int, int], str],
         status: Callable[[], Awaitable[msgspec.Raw]],
     ) -> None:
         self.node = node
@@ -158,7 +158,7 @@ class Service:
         if number not in self.replica.durable:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
             return
-        refusal = self._overload() or self.may_write(operation.acks or 0)
+        refusal = self._overload() or self.may_write(operation.acks or 0, now)
         if refusal:
             self.counts["refused_writes"] += 1
             self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
