@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -219,14 +220,15 @@ def _nodes(cluster: Section) -> tuple[NodeConfig, ...]:
 def _replication(cluster: Section) -> ReplicationConfig:
     """What is left out fits the number of nodes."""
     section = cluster.section("replication", ReplicationConfig.__struct_fields__)
-    listed = cluster.data.get("nodes")
-    nodes = len(listed) if isinstance(listed, list) and listed else 1_000  # unknown: that is a problem of its own
-    factor = section.whole("factor", 1, nodes, min(3, nodes), high_is="the number of nodes")
-    high = factor if section.sound("factor") else 1_000
+    nodes = cluster.data.get("nodes")
+    high, high_is = (len(nodes), "the number of nodes") if isinstance(nodes, list) and nodes else (1_000, "")
+    factor = section.whole("factor", 1, high, min(3, high), high_is=high_is)
+    if section.sound("factor"):
+        high, high_is = factor, "the replication factor"
     return ReplicationConfig(
         factor=factor,
-        write_quorum=section.whole("write_quorum", 1, high, min(2, high), high_is="the replication factor"),
-        read_quorum=section.whole("read_quorum", 1, high, 1, high_is="the replication factor"),
+        write_quorum=section.whole("write_quorum", 1, high, min(2, high), high_is=high_is),
+        read_quorum=section.whole("read_quorum", 1, high, 1, high_is=high_is),
     )
 
 
@@ -284,7 +286,7 @@ def _telemetry(cluster: Section) -> TelemetryConfig:
 # -- what is wrong with a value, or None ----------------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%]*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")  # IPv4 addresses too
 
 
 def _name(value: str) -> str | None:
@@ -293,7 +295,16 @@ def _name(value: str) -> str | None:
 
 
 def _host(value: str) -> str | None:
-    return None if _HOST.fullmatch(value) else "must be a host name or an IP address, without a scheme or a port"
+    usable = _is_ipv6(value) if ":" in value else _HOST_NAME.fullmatch(value)
+    return None if usable else "must be a host name or an IP address, without a scheme or a port"
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        IPv6Address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _zone(value: str) -> str | None:

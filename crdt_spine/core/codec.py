@@ -1,12 +1,13 @@
 """A record as bytes: MessagePack in the tables, JSON in sync pages, both from the same compact shape.
 
 Origins are listed once and referred to by index, as are actors and agents: a memory written by one change has one
-origin, however many registers and tags it has. Anything that can't be a record raises `Garbled`.
+origin, however many registers and tags it has. Equal records are equal bytes. Anything that can't be a record raises
+`Garbled`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,29 +19,34 @@ class Garbled(ValueError):
     """These bytes are no record."""
 
 
+#: Bounded, so that garbage never becomes a time that no calendar has, or an index that counts from the end.
+_Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class _StoredLife(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    at: int  # index of its origin; -1: nobody stored or deleted it yet
+    at: Annotated[int, msgspec.Meta(ge=-1)]  # index of its origin; -1: nobody stored or deleted it yet
     alive: bool
-    agent: int
-    created: int | None  # None: the origin's time
+    agent: _Natural
+    created: _Natural | None  # None: the origin's time
     thread: str | None = None
     clock: dict[str, int] = {}
     tags: tuple[str, ...] = ()
 
 
-class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Stored(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """The compact shape. An origin is (time, actor index, n, agent index); a register is [origin index, value]."""
 
     actors: list[str]
     agents: list[str]
-    origins: list[tuple[int, int, int, int]]
-    version: list[int]  # by actor index
+    origins: list[tuple[_Natural, _Natural, _Natural, _Natural]]
+    version: list[_Natural]  # by actor index
     life: _StoredLife
-    content: tuple[int, str | None] | None
-    importance: tuple[int, float | None] | None
-    expires: tuple[int, int | None] | None
-    tags: dict[str, list[int]]
-    metadata: dict[str, tuple[int, Any]]
+    content: tuple[_Natural, str | None] | None
+    importance: tuple[_Natural, float | None] | None
+    expires: tuple[_Natural, _Natural | None] | None
+    tags: dict[str, list[_Natural]]
+    metadata: dict[str, tuple[_Natural, Any]]
+    silent: list[tuple[_Natural, _Natural]] = []  # (actor index, time) of last changes that left no origin
 
 
 def pack(record: Record) -> Stored:
@@ -53,13 +59,20 @@ def unpack(id: str, stored: Stored) -> Record:
     actors, agents = stored.actors, stored.agents
     try:
         origins = [Origin(time, actors[actor], n, agents[agent]) for time, actor, n, agent in stored.origins]
+        version = dict(zip(actors, stored.version, strict=True))
+        times = {origin.actor: origin.time for origin in origins if origin.n == version[origin.actor]}
+        for actor, time in stored.silent:
+            times[actors[actor]] = time
+        if times.keys() != version.keys():
+            raise Garbled(f"record {id!r} does not say when its actors changed it")
         life = stored.life
         at = origins[life.at] if life.at >= 0 else NEVER
         created = at.time if life.created is None else life.created
-        value = Life(life.alive, agents[life.agent] if agents else "", life.thread, created, life.clock, life.tags)
+        value = Life(life.alive, agents[life.agent], life.thread, created, life.clock, life.tags)
         return Record(
             id,
-            dict(zip(actors, stored.version, strict=False)),
+            version,
+            times,
             UNBORN if at is NEVER else Register(at, value),
             None if stored.content is None else Register(origins[stored.content[0]], stored.content[1]),
             None if stored.importance is None else Register(origins[stored.importance[0]], stored.importance[1]),
@@ -67,9 +80,14 @@ def unpack(id: str, stored: Stored) -> Record:
             {key: Register(origins[index], value) for key, (index, value) in stored.metadata.items()},
             {tag: tuple([origins[index] for index in indexes]) for tag, indexes in stored.tags.items()},
         )
-    except IndexError as error:
+    except (IndexError, ValueError) as error:
+        if isinstance(error, Garbled):
+            raise
         raise Garbled(f"record {id!r} refers to an actor, agent or origin that it does not list") from error
 
+
+#: Deep nesting and invalid UTF-8 are not among msgspec's own errors.
+_NO_RECORD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _from_msgpack = msgspec.msgpack.Decoder(Stored).decode
@@ -86,7 +104,7 @@ def from_bytes(id: str, data: bytes) -> Record:
     """The record that `to_bytes` gave. Raises Garbled."""
     try:
         return unpack(id, _from_msgpack(data))
-    except msgspec.MsgspecError as error:
+    except _NO_RECORD as error:
         raise Garbled(f"record {id!r} in the tables: {error}") from error
 
 
@@ -99,7 +117,7 @@ def from_json(id: str, data: msgspec.Raw) -> Record:
     """The record of a sync page. Raises Garbled."""
     try:
         return unpack(id, _from_json(data))
-    except msgspec.MsgspecError as error:
+    except _NO_RECORD as error:
         raise Garbled(f"record {id!r} in a sync page: {error}") from error
 
 
@@ -108,7 +126,8 @@ class _Packing:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.actors = {actor: index for index, actor in enumerate(record.version)}
+        version = record.version
+        self.actors = {actor: index for index, actor in enumerate(sorted(version) if len(version) > 1 else version)}
         self.agents: dict[str, int] = {}
         self.origins: dict[Origin, int] = {}
         self.listed: list[tuple[int, int, int, int]] = []
@@ -122,12 +141,18 @@ class _Packing:
             at, life.alive, self.agent(life.agent), created, life.thread, life.clock, life.tags,
         )  # fmt: skip
         content, importance, expires = map(self.register, (record.content, record.importance, record.expires))
-        tags = {tag: [self.origin(origin) for origin in origins] for tag, origins in record.tags.items()}
-        metadata = {key: (self.origin(r.origin), r.value) for key, r in record.metadata.items()}
-        version = [*record.version.values(), *([0] * (len(self.actors) - len(record.version)))]
+        tags = {tag: [self.origin(origin) for origin in record.tags[tag]] for tag in sorted(record.tags)}
+        metadata = {key: (self.origin(r.origin), r.value) for key, r in sorted(record.metadata.items())}
+        version = [record.version[actor] for actor in self.actors]
+        told = {(actor, n) for _, actor, n, _ in self.listed}
+        silent = [
+            (index, record.times[actor])
+            for (actor, index), n in zip(self.actors.items(), version, strict=True)
+            if (index, n) not in told
+        ]
         return Stored(
             list(self.actors), list(self.agents), self.listed, version, packed_life, content, importance, expires,
-            tags, metadata,
+            tags, metadata, silent,
         )  # fmt: skip
 
     def register(self, register: Register | None) -> tuple[int, Any] | None:
@@ -137,8 +162,7 @@ class _Packing:
         index = self.origins.get(origin)
         if index is None:
             index = self.origins[origin] = len(self.listed)
-            actor = self.actors.setdefault(origin.actor, len(self.actors))
-            self.listed.append((origin.time, actor, origin.n, self.agent(origin.agent)))
+            self.listed.append((origin.time, self.actors[origin.actor], origin.n, self.agent(origin.agent)))
         return index
 
     def agent(self, agent: str) -> int:

@@ -8,11 +8,23 @@ changes nothing.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from crdt_spine import limits
 from crdt_spine.core.selection import Selection
+
+# What an agent may send; its session has checked it already, byte by byte. A node does not rely on that.
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.ID_BYTES_MAX)]
+Agent = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.AGENT_BYTES_MAX)]
+Content = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.CONTENT_BYTES_MAX)]
+Thread = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.THREAD_BYTES_MAX)]
+Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.TAG_BYTES_MAX)]
+Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=limits.TAGS_MAX)]
+Metadata = Annotated[dict[str, Any], msgspec.Meta(max_length=limits.METADATA_KEYS_MAX)]
+Importance = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=limits.QUERY_LIMIT_MAX)]
 
 NOTHING: Final = msgspec.Raw()  # left out of a message
 
@@ -117,48 +129,48 @@ class Get(_Message, frozen=True, kw_only=True, tag="get", tag_field="do"):
     """Read one memory."""
 
     i: int
-    id: str
+    id: Id
 
 
 class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     """Store one memory whole. `acks` is how many replicas must have it durably; `agent` where not the request's."""
 
     i: int
-    id: str
-    content: str
-    tags: tuple[str, ...] = ()
-    metadata: dict[str, Any] = {}
-    thread: str | None = None
-    importance: float = 0.5
+    id: Id
+    content: Content
+    tags: Tags = ()
+    metadata: Metadata = {}
+    thread: Thread | None = None
+    importance: Importance = 0.5
     expires: int | None = None
     created: int = 0
     acks: int | None = None
-    agent: str | None = None
+    agent: Agent | None = None
 
 
 class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
     """Change parts of one memory."""
 
     i: int
-    id: str
-    content: str | None = None
-    importance: float | None = None
+    id: Id
+    content: Content | None = None
+    importance: Importance | None = None
     expires: int | msgspec.UnsetType | None = msgspec.UNSET
-    metadata: dict[str, Any] = {}
-    add: tuple[str, ...] = ()
-    remove: tuple[str, ...] = ()
+    metadata: Metadata = {}
+    add: Tags = ()
+    remove: Tags = ()
     if_version: str | None = None
     acks: int | None = None
-    agent: str | None = None
+    agent: Agent | None = None
 
 
 class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
     """Delete one memory."""
 
     i: int
-    id: str
+    id: Id
     acks: int | None = None
-    agent: str | None = None
+    agent: Agent | None = None
 
 
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
@@ -168,7 +180,7 @@ class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     i: int
     selection: Selection
     order: Literal["newest", "oldest", "relevance"] = "newest"
-    limit: int = 50
+    limit: Limit = 50
     text: str | None = None
     after: tuple[int, str] | None = None
     shown: tuple[str, ...] = ()
@@ -198,7 +210,7 @@ class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="reques
     """
 
     session: str
-    agent: str
+    agent: Agent
     operations: list[Operation]
     token: Vectors = {}
     retry: bool = False

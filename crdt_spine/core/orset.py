@@ -17,9 +17,10 @@ Tags = dict[str, tuple[Origin, ...]]
 
 
 def add(tags: Tags, elements: Iterable[str], origin: Origin) -> None:
-    """Add elements to a set of the caller's own."""
+    """Add elements to a set of the caller's own. Origins are kept in order, so that equal sets are equal values."""
     for element in elements:
-        tags[element] = (*tags.get(element, ()), origin)
+        before = tags.get(element)
+        tags[element] = (origin,) if before is None else tuple(sorted((*before, origin)))
 
 
 def remove(tags: Tags, seen: Mapping[str, Iterable[Dot]]) -> None:

@@ -13,6 +13,8 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import msgspec
+
 from crdt_spine.core.causality import Vector, join, join_into, meet, within
 from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.messages import Change, Delta
@@ -32,6 +34,15 @@ class Records(Protocol):
 Watcher = Callable[[int, Record | None, Record, str, int], None]
 
 
+class _Open(msgspec.Struct):
+    """Consecutive changes of one actor that are not in a delta yet; `ahead`: dots they need beyond the vector."""
+
+    actor: str
+    first: int
+    ahead: Vector
+    changes: list[Change]
+
+
 class Partition:
     """A replica's state of one partition, but for the records themselves."""
 
@@ -42,39 +53,42 @@ class Partition:
         self.vector: Vector = vector or {}
         self.memories = 0
         self.tombstones = 0
-        self.waiting: dict[str, list[tuple[int, int, Delta]]] = {}  # actor -> (first, tie-break, delta), ascending
+        self.waiting: dict[str, list[tuple[int, int, Delta]]] = {}  # actor -> (first, -length, delta), ascending
         self.waiting_changes = 0
         self.heard: dict[str, Vector] = {}  # replica -> the newest announcement that counts
         self.watcher: Watcher | None = None
-        self._open: tuple[str, int, Vector, list[Change]] | None = None  # actor, first, deps, changes of this turn
+        self._open: list[_Open] = []  # this turn's own changes; one of each actor
 
     # -- a change of our own ----------------------------------------------------------------------------------------
 
     def coordinate(self, actor: str, change: Change, record: Record | None) -> Record:
         """Give the change its dot, apply it, and put it into the delta that `seal` will give."""
         n = self.vector.get(actor, 0) + 1
-        if self._open is None or self._open[0] != actor:
-            assert self._open is None, "an actor changes only between turns"
-            self._open = (actor, n, self._deps(actor), [])
-        deps, changes = self._open[2], self._open[3]
+        if not self._open or self._open[-1].actor != actor:
+            self._open.append(_Open(actor, n, {}, []))
+        opened = self._open[-1]
+        opened.changes.append(change)
         if record is not None and not within(record.version, self.vector):
-            join_into(deps, {a: m for a, m in record.version.items() if a != actor})  # rule 3
-        changes.append(change)
+            join_into(opened.ahead, record.version)  # rule 3
         after = apply(record, change, Origin(change.time, actor, n, change.agent))
         self._keep(record, after, actor, n)
         self.vector[actor] = n
         return after
 
-    def seal(self) -> Delta | None:
-        """The delta of everything coordinated since the last call."""
-        if self._open is None:
-            return None
-        actor, first, deps, changes = self._open
-        self._open = None
-        return Delta(partition=self.number, actor=actor, first=first, deps=deps, changes=changes)
+    def seal(self) -> list[Delta]:
+        """The deltas of everything coordinated since the last call.
 
-    def _deps(self, actor: str) -> Vector:
-        return {a: n for a, n in self.vector.items() if a != actor}
+        They depend on all that is here now: what came between two changes of a turn, the second one may build on.
+        """
+        deltas: list[Delta] = []
+        for opened in self._open:
+            deps = join(self.vector, opened.ahead)
+            del deps[opened.actor]  # rule 1 sees to it
+            deltas.append(
+                Delta(partition=self.number, actor=opened.actor, first=opened.first, deps=deps, changes=opened.changes)
+            )
+        self._open = []
+        return deltas
 
     # -- changes of others ------------------------------------------------------------------------------------------
 
@@ -88,9 +102,15 @@ class Partition:
             return []
         held = self.waiting.setdefault(delta.actor, [])
         if not any(first == delta.first and len(d.changes) >= len(delta.changes) for first, _, d in held):
-            insort(held, (delta.first, id(delta), delta))
+            insort(held, (delta.first, -len(delta.changes), delta))
             self.waiting_changes += len(delta.changes)
         return self.drain(latest)
+
+    def replay(self, delta: Delta) -> None:
+        """Apply a delta of the own journal again. It was applied once, in this order: its dependencies are here, though
+        maybe in a record that is ahead of the vector (rule 3), and its time had come."""
+        assert delta.first <= self.vector.get(delta.actor, 0) + 1, "the journal has a hole"
+        self._apply(delta)
 
     def drain(self, latest: int) -> list[Delta]:
         """Apply what no longer has to wait."""
@@ -137,7 +157,8 @@ class Partition:
             record = self.records.get(change.id)
             if record is None or n > record.version.get(actor, 0):  # rule 4
                 after = apply(record, change, Origin(change.time, actor, n, change.agent))
-                self._keep(record, after, actor, n)
+                if after is not record:
+                    self._keep(record, after, actor, n)
             self.clock.observe(change.time)
             self.vector[actor] = n
 
@@ -161,9 +182,13 @@ class Partition:
         """One page of a sync: records may now be ahead of the vector (rule 3 is the answer to that)."""
         for theirs in records:
             mine = self.records.get(theirs.id)
-            if mine is not None and within(theirs.version, mine.version):
+            # Where all of a record was here and it is not, its tombstone was dropped: a page that was made before that,
+            # or is replayed from the journal after it, must not bring it back.
+            if within(theirs.version, self.vector if mine is None else mine.version):
                 continue
             merged = theirs if mine is None else merge(mine, theirs)
+            if merged == mine:
+                continue
             self.clock.observe(merged.updated)
             self._count(mine, merged)
             self.records.put(self.number, merged)

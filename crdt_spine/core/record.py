@@ -6,7 +6,10 @@ A record is a value: applying a change or merging another replica's record gives
 - `life` is the LWW register of being alive: a store writes it, a delete writes it, an update never does. So a delete
   wins over a concurrent update. Its origin is the floor: whatever was written below it is dead.
 - content, importance, expiry and each metadata key are LWW registers, tags an OR-set.
-- `version` has the dots of all changes that touched the record; a change that is in it is not applied again.
+- `version` has the last dot of every actor that changed the record since the floor, `times` when that was. A change
+  whose dot is in it is not applied again; one below the floor has no effect and leaves no dot. So a record is a
+  function of the set of changes that reached it, and replicas agree on it even where some had dropped the tombstone
+  before it and others had not.
 
 Merging is commutative, associative and idempotent; applying a change gives the same as merging its effect
 (tests/laws).
@@ -19,7 +22,7 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import orset
-from crdt_spine.core.causality import Vector, join
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.messages import Change
 from crdt_spine.core.registers import NEVER, Origin, Register, above, later
 
@@ -43,10 +46,14 @@ UNBORN = Register(NEVER, Life(False, "", None, 0, {}, ()))
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One memory's whole state on a replica. `metadata` maps a key to its register; None there is a removed key."""
+    """One memory's whole state on a replica. `metadata` maps a key to its register; None there is a removed key.
+
+    `times` has the actors of `version`: the hybrid time of each one's last change. A removal is seen there only.
+    """
 
     id: str
     version: Vector
+    times: dict[str, int]
     life: Register
     content: Register | None
     importance: Register | None
@@ -61,11 +68,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def updated(self) -> int:
-        """The hybrid time of the last write that is still visible."""
-        times = [r.origin.time for r in (self.life, self.content, self.importance, self.expires) if r is not None]
-        times += [r.origin.time for r in self.metadata.values()]
-        times += [o.time for origins in self.tags.values() for o in origins]
-        return max(times)
+        """The hybrid time of the last change, be it that it took something away."""
+        return max(self.times.values(), default=0)
 
     def metadata_values(self) -> dict[str, Any]:
         """The metadata as its caller gave it."""
@@ -78,31 +82,19 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def empty(id: str) -> Record:
     """The record of an id that nobody has written."""
-    return Record(id, {}, UNBORN, None, None, None, {}, {})
+    return Record(id, {}, {}, UNBORN, None, None, None, {}, {})
 
 
 def apply(record: Record | None, change: Change, origin: Origin) -> Record:
-    """The record after one change. The caller has seen to it that the change's dot is new to the record."""
+    """The record after one change; the same object where the change comes too late to have an effect. The caller has
+    seen to it that the change's dot is new to the record."""
+    if change.alive and (record is None or _is_above(origin, record.times)):
+        return _born(change, origin)
     if record is None:
         record = empty(change.id)
-    version = {**record.version, origin.actor: origin.n}
-    life = record.life
-    if change.alive is not None and origin > life.origin:
-        life = Register(
-            origin,
-            Life(
-                change.alive, change.life_agent or origin.agent, change.thread, change.created or origin.time,
-                change.clock, change.last_tags,
-            ),
-        )  # fmt: skip
-    if change.alive and life.origin is origin and _newest(record) < origin:
-        # A store above all there is: nothing of the old state is left.
-        tags: orset.Tags = dict.fromkeys(change.add, (origin,))
-        fresh = {key: Register(origin, value) for key, value in change.metadata.items()}
-        return Record(
-            change.id, version, life, Register(origin, change.content), Register(origin, change.importance),
-            None if change.expires is msgspec.UNSET else Register(origin, change.expires), fresh, tags,
-        )  # fmt: skip
+    floor = record.life.origin
+    if origin < floor:
+        return record
     content, importance, expires, metadata = record.content, record.importance, record.expires, record.metadata
     if change.content is not None:
         content = later(content, Register(origin, change.content))
@@ -117,25 +109,55 @@ def apply(record: Record | None, change: Change, origin: Origin) -> Record:
         tags = dict(tags)
         orset.remove(tags, change.remove)
         orset.add(tags, change.add, origin)
-    return _above_floor(Record(change.id, version, life, content, importance, expires, metadata, tags))
+    version = {**record.version, origin.actor: origin.n}
+    times = {**record.times, origin.actor: origin.time}
+    if change.alive is None:
+        return Record(record.id, version, times, record.life, content, importance, expires, metadata, tags)
+    life = _life(change, origin)
+    return _above_floor(Record(record.id, version, times, life, content, importance, expires, metadata, tags))
 
 
 def merge(one: Record, other: Record) -> Record:
     """The join of two replicas' records of one memory."""
     life = later(one.life, other.life)
     assert life is not None
-    return _above_floor(
-        Record(
-            one.id,
-            join(one.version, other.version),
-            life,
-            later(one.content, other.content),
-            later(one.importance, other.importance),
-            later(one.expires, other.expires),
-            _merge_metadata(one.metadata, other.metadata),
-            orset.merge(one.tags, one.version, other.tags, other.version),
-        )
-    )
+    version, times = dict(one.version), dict(one.times)
+    for actor, n in other.version.items():
+        if version.get(actor, 0) < n:
+            version[actor] = n
+            times[actor] = other.times[actor]
+    merged = Record(
+        one.id, version, times, life, later(one.content, other.content), later(one.importance, other.importance),
+        later(one.expires, other.expires), _merge_metadata(one.metadata, other.metadata),
+        orset.merge(one.tags, one.version, other.tags, other.version),
+    )  # fmt: skip
+    return merged if one.life.origin == other.life.origin else _above_floor(merged)
+
+
+def _born(change: Change, origin: Origin) -> Record:
+    """The record of a store above all there is: nothing of an older state is left."""
+    return Record(
+        change.id, {origin.actor: origin.n}, {origin.actor: origin.time}, _life(change, origin),
+        None if change.content is None else Register(origin, change.content),
+        None if change.importance is None else Register(origin, change.importance),
+        None if change.expires is msgspec.UNSET else Register(origin, change.expires),
+        {key: Register(origin, value) for key, value in change.metadata.items()} if change.metadata else {},
+        dict.fromkeys(change.add, (origin,)) if change.add else {},
+    )  # fmt: skip
+
+
+def _life(change: Change, origin: Origin) -> Register:
+    created = change.created or origin.time
+    agent = change.life_agent or origin.agent
+    return Register(origin, Life(bool(change.alive), agent, change.thread, created, change.clock, change.last_tags))
+
+
+def _is_above(origin: Origin, times: dict[str, int]) -> bool:
+    """Is the origin above every change that left its time here?"""
+    for actor, time in times.items():  # noqa: SIM110  a generator costs more than the loop
+        if time > origin.time or (time == origin.time and actor > origin.actor):
+            return False
+    return True
 
 
 def _merge_metadata(one: dict[str, Register], other: dict[str, Register]) -> dict[str, Register]:
@@ -148,22 +170,16 @@ def _merge_metadata(one: dict[str, Register], other: dict[str, Register]) -> dic
 
 
 def _above_floor(record: Record) -> Record:
+    """The record without what was written before its last store or delete."""
     floor = record.life.origin
-    metadata = record.metadata
+    version, times, metadata = record.version, record.times, record.metadata
+    dead = [actor for actor, time in times.items() if time < floor.time or (time == floor.time and actor < floor.actor)]
+    if dead:
+        version = {actor: n for actor, n in version.items() if actor not in dead}
+        times = {actor: time for actor, time in times.items() if actor not in dead}
     if any(register.origin < floor for register in metadata.values()):
         metadata = {key: register for key, register in metadata.items() if register.origin >= floor}
     return Record(
-        record.id, record.version, record.life, above(record.content, floor), above(record.importance, floor),
+        record.id, version, times, record.life, above(record.content, floor), above(record.importance, floor),
         above(record.expires, floor), metadata, orset.drop_below(record.tags, floor),
     )  # fmt: skip
-
-
-def _newest(record: Record) -> Origin:
-    """The greatest origin of anything in the record."""
-    newest = record.life.origin
-    for register in (record.content, record.importance, record.expires, *record.metadata.values()):
-        if register is not None and register.origin > newest:
-            newest = register.origin
-    for origins in record.tags.values():
-        newest = max(newest, *origins)
-    return newest

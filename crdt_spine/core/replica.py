@@ -226,11 +226,10 @@ class Replica:
     def end_turn(self) -> Turn:
         """Close the turn: everything since the last call, in the order in which it must be journaled."""
         for number in sorted(self._coordinated):
-            delta = self.partitions[number].seal()
-            assert delta is not None
-            for raw in _encoded(delta):
-                self._turn.journal.append(raw)
-                self._turn.deltas.append((number, raw))
+            for delta in self.partitions[number].seal():
+                for raw in _encoded(delta):
+                    self._turn.journal.append(raw)
+                    self._turn.deltas.append((number, raw))
         self._turn.vectors = {number: dict(self.partitions[number].vector) for number in self._touched}
         turn, self._turn = self._turn, self._new_turn()
         self._touched.clear()
@@ -259,7 +258,7 @@ class Replica:
         for raw in entries:
             match decode(raw):
                 case Delta() as delta if delta.partition in self.partitions:
-                    self.partitions[delta.partition].offer(delta, _END_OF_TIME)
+                    self.partitions[delta.partition].replay(delta)
                 case SyncPage() as page if page.partition in self.partitions:
                     self.merge_page(page, raw, _END_OF_TIME >> 16)
                 case _:
@@ -274,6 +273,9 @@ class Replica:
             if isinstance(entry, Delta):
                 for n, change in enumerate(entry.changes, entry.first):
                     self._remember(change.operation, entry.partition, entry.actor, n)
+            else:
+                for operation, (actor, n) in entry.operations.items():
+                    self._remember(operation, entry.partition, actor, n)
 
     def recovered(self) -> None:
         """All rows have been replayed: what there is, is durable."""

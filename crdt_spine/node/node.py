@@ -269,7 +269,7 @@ class Node:
 
     def _operations(self) -> int:
         """How much the agents have asked so far."""
-        return self.service.counts["reads"] + self.service.counts["writes"]
+        return self.service.reads + self.service.counts["writes"]
 
     def _done(self, done: list[Waiting]) -> None:
         if done:
@@ -361,7 +361,7 @@ class Node:
             "feeds": len(self.feeds.feeds),
             "quorum_failures": self.service.counts["quorum_failures"],
             "messages_refused": refused,
-            "counts": {**self.service.counts, **replication.counts},
+            "counts": {"reads": self.service.reads, **self.service.counts, **replication.counts},
         }
         return msgspec.Raw(encode(report))
 

@@ -103,6 +103,7 @@ class Service:
         self.may_write = may_write
         self.status = status
         self.counts: Counter[str] = Counter()
+        self.reads = 0
         self.waiting = 0  # operations taken and not yet answered
         self._answers: dict[str, Answers] = {}
         self._sent_at = 0.0
@@ -122,35 +123,43 @@ class Service:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             self.counts["refused"] += 1
             return
-        inbox, token = message.reply, request.token
+        inbox, _, _ = message.reply.rpartition(
+            "."
+        )  # its last token is the request's: answers to several share a message
+        token = request.token
         now = time.time_ns() // 1_000_000
         for operation in request.operations:
-            if isinstance(operation, Get):
-                if not self._get(inbox, operation, token):
+            if type(operation) is Get:
+                if not self._get(inbox, operation, token, now):
                     self._park(inbox, operation, token)
             elif isinstance(operation, Store | Edit | Delete):
                 self._write(inbox, operation, request, now)
             elif not self._other(inbox, operation, token):
                 self._park(inbox, operation, token)
 
-    def _get(self, inbox: str, operation: Get, token: Vectors) -> bool:
+    def _get(self, inbox: str, operation: Get, token: Vectors, now: int) -> bool:
         """False: not yet."""
-        number = partition_of(operation.id, self.partition_count)
-        if number not in self.replica.durable:
+        id = operation.id
+        number = partition_of(id, self.partition_count)
+        durable = self.replica.durable.get(number)
+        if durable is None:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
             return True
         wanted = token.get(number)
-        if wanted and not within(wanted, self.replica.durable[number]):
+        news = wanted != durable
+        if (news and wanted and not within(wanted, durable)) or id in self.replica.unsettled:
             return False
-        if operation.id in self.replica.unsettled:
-            return False
-        self.counts["reads"] += 1
-        entry = self.store.entry(operation.id)
+        self.reads += 1
+        entry = self.store.entry(id)
         record = entry.record if entry is not None else None
-        if entry is None or record is None or not record.alive or record.expired(self._now()):
-            self._answer(inbox, Result(i=operation.i), number)
+        if entry is None or record is None or not record.alive or record.expired(at_milliseconds(now)):
+            result = Result(i=operation.i)
         else:
-            self._answer(inbox, Result(i=operation.i, memory=entry_view(entry)), number)
+            result = Result(i=operation.i, memory=entry_view(entry))
+        if news:
+            self._answer(inbox, result, number)
+        else:  # the agent knows this vector already
+            self._answer(inbox, result)
         return True
 
     def _write(self, inbox: str, operation: Write, request: Request, now: int) -> None:
@@ -241,7 +250,7 @@ class Service:
         for one in parked:
             operation = one.operation
             if isinstance(operation, Get):
-                ready = self._get(one.inbox, operation, one.token)
+                ready = self._get(one.inbox, operation, one.token, time.time_ns() // 1_000_000)
             else:
                 ready = self._other(one.inbox, operation, one.token)
             if not ready:

@@ -62,7 +62,7 @@ def test_the_example_loads_with_every_key_in_it() -> None:
         ),
     )
     assert len(config.nats.urls) == 3
-    assert config.limits == LimitsConfig()
+    assert config.limits == LimitsConfig(clock_drift_milliseconds=500, cache_bytes=64 * 1024 * 1024)
     assert config.locks == LocksConfig()
     assert config.telemetry.endpoint == "http://10.0.4.10:4318"
     text = EXAMPLE.read_text()

@@ -227,6 +227,7 @@ def test_what_is_exported_imports_as_the_same_memory(memory: Memory) -> None:
 
 
 @given(st.lists(memories, min_size=1, max_size=3, unique_by=lambda memory: memory.id))
+# Two nodes are opened for each example: no time is spent on shrinking one.
 @settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 async def test_memories_survive_being_exported_and_imported_elsewhere(originals: list[Memory]) -> None:
     now = datetime.now(UTC)

@@ -14,8 +14,9 @@ from crdt_spine.core.placement import balanced, generated_id, partition_of, plac
 from crdt_spine.core.ring import ConsistentHashRing
 
 hashes = st.integers(0, 0xFFFF)
-times = st.integers(0, (1 << 48) - 1)
-random_bits = st.integers(0, (1 << 74) - 1)
+# From bytes, because wide ranges of integers are drawn mostly from their small end.
+times = st.binary(min_size=6, max_size=6).map(int.from_bytes)
+random_bits = st.binary(min_size=10, max_size=10).map(lambda drawn: int.from_bytes(drawn) >> 6)
 partition_counts = st.integers(1, 1024)
 
 
