@@ -293,7 +293,9 @@ def run(path: str, memories: int, seed: int, with_text: bool) -> list[Result]:
     opening(path, ids, results)
     for file in sorted(Path(path).iterdir()):
         results.append({"what": f"size of {file.name}", "MB": file.stat().st_size / 1e6})
-    results.append({"what": "largest this process became", "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    results.append(
+        {"what": "largest this process became", "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    )
     return results
 
 

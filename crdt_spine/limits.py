@@ -38,6 +38,7 @@ PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, of the connection th
 READ_CACHE_BYTES_MAX: Final = 6 * 1024 * 1024  # of each connection that reads them; the system caches the file as well
 JOURNAL_CACHE_BYTES_MAX: Final = 1024 * 1024  # of the journal's; it is only appended to
 READERS_MAX: Final = 2  # connections for queries; a third query at once waits
+RANKED_MAX: Final = 32_768  # memories weighed for one search by relevance; some 25 ms
 TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata values
 CHANGED_PAGES_REMEMBERED_MAX: Final = 4  # repairs under way at once that need not look at the index for every page
 CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
@@ -50,6 +51,10 @@ HASHED_KEYS_REMEMBERED_MAX: Final = 8_192  # placement keys and own ids; about 1
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
 FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
+
+# -- a command's memory ------------------------------------------------------------------------------------------
+IMPORT_IN_FLIGHT_MAX: Final = 512  # memories under way; more of them no longer raise the rate
+IMPORT_LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # the largest memory as JSON, every character of it escaped, is half that
 
 # -- time --------------------------------------------------------------------------------------------------------
 CONNECT_SECONDS_MAX: Final = 4.5

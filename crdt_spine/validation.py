@@ -22,9 +22,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 def text(name: str, value: object, bytes_max: int, *, empty: bool = False) -> str:
-    """A string of at most that many bytes in UTF-8, without NUL and lone surrogates."""
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a string, not {_kind(value)}")
+    """A string of at most that many bytes in UTF-8, without NUL and lone surrogates.
+
+    What is a str only by its class (an enum's member, say) becomes one: the encoder takes nothing else.
+    """
+    if type(value) is not str:
+        if not isinstance(value, str):
+            raise InvalidInput(f"{name} must be a string, not {_kind(value)}")
+        value = str.__str__(value)
     if not value and not empty:
         raise InvalidInput(f"{name} must not be empty")
     if value.isascii():
@@ -85,7 +90,7 @@ def metadata(value: object, *, removals: bool = False) -> dict[str, Any]:
         raise InvalidInput(f"metadata has {len(value)} keys; at most {limits.METADATA_KEYS_MAX} are allowed")
     checked: dict[str, Any] = {}
     for key, item in value.items():
-        text("a key of metadata", key, limits.METADATA_KEY_BYTES_MAX)
+        key = text("a key of metadata", key, limits.METADATA_KEY_BYTES_MAX)  # noqa: PLW2901
         if item is None and not removals:
             raise InvalidInput(f"metadata[{key!r}] is None; leave the key out (in update, None removes it)")
         checked[key] = _json_value(f"metadata[{key!r}]", item, 0)
@@ -173,17 +178,20 @@ def _json_value(name: str, value: object, depth: int) -> Any:
         case int():
             if not -(1 << 63) <= value < 1 << 63:
                 raise InvalidInput(f"{name} is {value}; whole numbers must fit 64 bits")
-            return value
+            return int(value)
         case float():
             if not math.isfinite(value):
                 raise InvalidInput(f"{name} is {value}, which JSON does not have")
-            return value
+            return float(value)
         case list() | tuple():
             return [_json_value(name, item, depth + 1) for item in value]
         case dict():
-            for key in value:
-                text(f"a key in {name}", key, limits.METADATA_KEY_BYTES_MAX, empty=True)
-            return {key: _json_value(f"{name}[{key!r}]", item, depth + 1) for key, item in value.items()}
+            return {
+                text(f"a key in {name}", key, limits.METADATA_KEY_BYTES_MAX, empty=True): _json_value(
+                    f"{name}[{key!r}]", item, depth + 1
+                )
+                for key, item in value.items()
+            }
         case _:
             raise InvalidInput(f"{name} must be a JSON value (text, number, bool, list, dict), not {_kind(value)}")
 

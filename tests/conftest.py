@@ -1,17 +1,28 @@
-"""What tests share: a real broker, and waiting for a condition instead of for time."""
+"""What tests share: a real broker, a real cluster, and waiting for a condition instead of for time."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
+import msgspec
 import psutil
 import pytest
+import pytest_asyncio
 
+from crdt_spine import Spine
 from crdt_spine.broker.server import EmbeddedBroker
+from crdt_spine.core.messages import Get, Status
+from crdt_spine.errors import SpineError
+from crdt_spine.memory import Memory
+from crdt_spine.session import Session
+from crdt_spine.supervisor import Supervisor
 
 Eventually = Callable[..., Awaitable[None]]
 RunScript = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -71,3 +82,110 @@ async def run_script() -> AsyncIterator[RunScript]:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+class RunningCluster:
+    """A broker and nodes as processes of their own, as `spine up` runs them, with what tests do to them."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.url = supervisor.url
+        self.folder = supervisor.folder
+        self.ids = [node.id for node in supervisor.nodes]
+        self._observer: Spine | None = None
+
+    def spine(self, agent: str = "tester", **options: Any) -> Spine:
+        """A new connection, to be used as `async with`."""
+        return Spine.connect(self.url, agent=agent, **options)
+
+    def pid(self, id: str) -> int | None:
+        """The process of a node, or of "broker"."""
+        return next(child.pid for child in self.supervisor.children if child.id == id)
+
+    # -- asking one node ---------------------------------------------------------------------------------------------
+
+    async def observer(self) -> Session:
+        """A session for looking at single nodes; it knows no token, so it sees what the node has."""
+        if self._observer is None:
+            self._observer = await self.spine("observer").__aenter__()
+        return self._observer._live
+
+    async def run_at(self, node: str, operation: type[Any], **fields: Any) -> Any:
+        """What one node says to an operation; SpineError where it can't."""
+        session = await self.observer()
+        return await session.run(operation(i=session.number(), **fields), (node,), use_token=False, timeout=5.0)
+
+    async def get_at(self, node: str, id: str) -> Memory | None:
+        """A memory as one node has it."""
+        result = await self.run_at(node, Get, id=id)
+        return msgspec.json.decode(result.memory, type=Memory) if result.memory else None
+
+    async def contents_at(self, node: str, ids: Iterable[str]) -> dict[str, str | None]:
+        """The contents of memories as one node has them; None where it has none."""
+        wanted = list(ids)
+        memories = await asyncio.gather(*[self.get_at(node, id) for id in wanted])
+        return {id: memory.content if memory is not None else None for id, memory in zip(wanted, memories, strict=True)}
+
+    async def status(self, node: str) -> dict[str, Any]:
+        """One node's report, or {"state": "down"}."""
+        try:
+            return cast("dict[str, Any]", msgspec.json.decode((await self.run_at(node, Status)).status))
+        except SpineError:
+            return {"state": "down"}
+
+    # -- meddling ----------------------------------------------------------------------------------------------------
+
+    async def kill(self, *ids: str) -> None:
+        """Kill nodes with SIGKILL, all at once; they stay away until `bring_back`."""
+        self.supervisor.set_node_restart(False)
+        await asyncio.gather(*[self.supervisor.kill_node(id) for id in ids])
+
+    async def bring_back(self, *ids: str) -> None:
+        """Start nodes that were killed, and wait until they serve."""
+        for id in ids:
+            self.supervisor.start_node(id)
+        while any(node.state != "ready" for node in self.supervisor.nodes if node.id in ids):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self.supervisor.set_node_restart(True)
+
+    def kill_broker(self) -> None:
+        """Kill the broker with SIGKILL; the supervisor starts it again on the same port."""
+        pid = self.pid("broker")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        if self._observer is not None:
+            await self._observer.close()
+        await self.supervisor.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningCluster]:
+    """Three nodes for a whole module: whoever kills one brings it back.
+
+    The module must say `pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("its name")]`.
+    """
+    supervisor = Supervisor(tmp_path_factory.mktemp("cluster"), nodes=3, nats_port=0, http_port=0)
+    await supervisor.start()
+    running = RunningCluster(supervisor)
+    yield running
+    await running.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[RunningCluster]]]:
+    """`await start_cluster(nodes=3, …)`: a cluster of the test's own; options are the supervisor's."""
+    running: list[RunningCluster] = []
+
+    async def start(nodes: int = 3, folder: Path | None = None, **options: Any) -> RunningCluster:
+        supervisor = Supervisor(
+            folder or tmp_path / f"cluster-{len(running)}", nodes=nodes, nats_port=0, http_port=0, **options
+        )
+        await supervisor.start()
+        running.append(RunningCluster(supervisor))
+        return running[-1]
+
+    yield start
+    for one in running:
+        await one.close()

@@ -130,6 +130,11 @@ class Partition:
         self.waiting.clear()
         self.waiting_changes = 0
 
+    def forget_waiting_of(self, actors: Iterable[str]) -> None:
+        """Drop what is held back of these actors."""
+        for actor in actors:
+            self.waiting_changes -= sum(len(delta.changes) for _, _, delta in self.waiting.pop(actor))
+
     def _next(self, actor: str, latest: int) -> Delta | None:
         """The actor's next delta that is due, taken out of the waiting ones; duplicates fall away on the road."""
         held = self.waiting[actor]

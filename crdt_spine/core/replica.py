@@ -118,7 +118,8 @@ class Replica:
         partition = self.partitions[number]
         needed = min(operation.acks or self.write_quorum, 1 + len(self.peers[number]))
         deadline = now + int(OPERATION_SECONDS_MAX * 1000)
-        if retry and (known := self.operations.get(operation_id)) is not None:
+        # Not only where it says that it is a retry: a first attempt may come late, after the second one.
+        if (known := self.operations.get(operation_id)) is not None:
             self._turn.waiting.append((number, Waiting(ticket, known[1], known[2], needed, deadline)))
             return self.records.get(operation.id)
         record = self.records.get(operation.id)
@@ -213,6 +214,8 @@ class Replica:
             if partition is None or announcement.node not in self.peers[number]:
                 continue
             done += self.quorums[number].reached(announcement.node, vector)
+            if partition.waiting:
+                partition.forget_waiting_of(self._former_actors(announcement, partition))
             if not partition.hear(announcement.node, vector):
                 behind.append(number)
         return done, behind
@@ -297,6 +300,16 @@ class Replica:
         return not within(wanted, self.durable[number])
 
     # -- within -----------------------------------------------------------------------------------------------------
+
+    def _former_actors(self, announcement: Announcement, partition: Partition) -> list[str]:
+        """Whom changes wait for that nobody sends any more: what a node lost with its disk it has lost, and its changes
+        after that could wait for ever. Whatever was not lost, a sync brings."""
+        region = node_of(self.actor)[0]
+        return [
+            actor
+            for actor in partition.waiting
+            if actor != announcement.actor and node_of(actor) == (region, announcement.node)
+        ]
 
     def _journal_delta(self, delta: Delta, raw: bytes) -> None:
         self._turn.journal.append(raw)

@@ -42,6 +42,8 @@ class Database:
         except apsw.Error as error:
             raise StorageUnusable(f"{path} can't be opened: {error}") from error
         try:
+            # One plan for a statement, whatever values it gets: else it is prepared anew for each of them.
+            self.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             self.connection.set_busy_timeout(int(DATABASE_BUSY_SECONDS_MAX * 1000))
             self.run(f"PRAGMA cache_size = -{cache_bytes // 1024}")
             if write:
@@ -103,13 +105,14 @@ class Database:
             except apsw.Error as error:
                 raise self._told(error) from error
 
-    def run_many(self, head: str, each: str, tail: str, width: int, values: Iterable[Any], at_once: int = 256) -> int:
-        """`head` each, each, … `tail` over `values`, `width` of them for one `each`; how many rows it changed.
+    def run_many(self, head: str, each: str, tail: str, values: Iterable[Any], at_once: int = 256) -> int:
+        """`head` each, each, … `tail` over `values`, as many for an `each` as it has marks; how many rows it changed.
 
         A statement for many rows and not one for each: SQLite works through them without the interpreter's lock, so a
         busy event loop is not asked for it ten thousand times.
         """
         flat = values if isinstance(values, list) else list(values)
+        width = each.count("?")
         step = at_once * width
         before = self.connection.total_changes()
         for start in range(0, len(flat), step):

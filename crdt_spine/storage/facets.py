@@ -11,7 +11,7 @@ proposes; `Facets.selected` decides on the record's facets, by the same predicat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -38,24 +38,8 @@ class Facets(msgspec.Struct, frozen=True, array_like=True, gc=False):
     created: int
     expires: int | None
     tags: tuple[str, ...]
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
     touched: int = 0
-
-    def postings(self) -> set[tuple[int, int]]:
-        """The record's entries in the index: (term, at)."""
-        if not self.alive:
-            return {(dead(self.partition), self.touched)}
-        created = self.created
-        entries = {(EVERY, created), (_hashed("agent", self.agent), created)}
-        if self.thread is not None:
-            entries.add((_hashed("thread", self.thread), created))
-        for tag in self.tags:
-            entries.add((_hashed("tag", tag), created))
-        for key, value in self.metadata.items():
-            entries.add((_metadata(key, value), created))
-        if self.expires is not None:
-            entries.add((EXPIRING, self.expires))
-        return entries
 
     def selected(self, selection: Selection, partitions: Collection[int] | None, now: int) -> bool:
         """Does a query mean this record?"""
@@ -81,6 +65,29 @@ def of_row(row: Row, flush: int) -> bytes:
     )  # fmt: skip
 
 
+def terms_of(record: Facets | Row) -> set[int]:
+    """What a record is found by at one time: a living one when it was created, a dead one when it was touched."""
+    if not record.alive:
+        return {dead(record.partition)}
+    terms = {EVERY, _hashed("agent", record.agent)}
+    if record.thread is not None:
+        terms.add(_hashed("thread", record.thread))
+    for tag in record.tags:
+        terms.add(_hashed("tag", tag))
+    for key, value in record.metadata.items():
+        terms.add(_metadata(key, value))
+    return terms
+
+
+def postings_of(record: Facets) -> set[tuple[int, int]]:
+    """All its entries in the index: (term, at)."""
+    at = record.created if record.alive else record.touched
+    entries = {(term, at) for term in terms_of(record)}
+    if record.alive and record.expires is not None:
+        entries.add((EXPIRING, record.expires))
+    return entries
+
+
 def dead(partition: int) -> int:
     """The term of a partition's tombstones."""
     return _DEAD + partition
@@ -97,11 +104,6 @@ def required(selection: Selection) -> list[tuple[int, ...]]:
         groups.append((_hashed("thread", selection.thread),))
     groups.extend((_metadata(key, value),) for key, value in selection.metadata.items())
     return groups or [(EVERY,)]
-
-
-def pairs(flat: list[int]) -> Iterable[tuple[int, int]]:
-    """The pairs of a flat list."""
-    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _metadata(key: str, value: Any) -> int:

@@ -20,14 +20,15 @@ from typing import Any, Literal
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import READ_CACHE_BYTES_MAX, READERS_MAX
 from crdt_spine.storage import tables as format
-from crdt_spine.storage import text_index
 from crdt_spine.storage.changes import Changes
 from crdt_spine.storage.database import MEMORY, Database
 from crdt_spine.storage.engine import Checkpoint, Found, Order, Row, StorageUnusable
 from crdt_spine.storage.folder import Lock, files_of
 from crdt_spine.storage.journal import Journal
+from crdt_spine.storage.search import Words, search
 from crdt_spine.storage.select import select
-from crdt_spine.storage.tables import Tables, id_hash
+from crdt_spine.storage.tables import Tables, place_of
+from crdt_spine.storage.text_index import TextIndex
 
 
 class SqliteEngine:
@@ -68,8 +69,8 @@ class SqliteEngine:
             self._journal.raise_to(self._tables.checkpoint.through)
             self._point = self._reader(tables)
             self._changes = Changes(self._tables, self._point)
-            self._text = text_index.TextIndex(self._tables.database)
-            self._words = text_index.Words()
+            self._text = TextIndex(self._tables.database)
+            self._words = Words()
             self._opened.append(self._words)
             self._readers: SimpleQueue[Database] = SimpleQueue()
             for _ in range(READERS_MAX):
@@ -130,8 +131,8 @@ class SqliteEngine:
     def get(self, id: str) -> bytes | None:
         """The state of one record (alive or dead) from the tables."""
         row = self._point.row(
-            "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.hash = ? AND r.id = ?",
-            (id_hash(id), id),
+            "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.place = ? AND r.id = ?",
+            (place_of(id), id),
         )
         return None if row is None else row[0]
 
@@ -174,7 +175,7 @@ class SqliteEngine:
         """As `select`, among those whose content has the words of `text`: all of them when ordered by time, any of
         them by relevance (the float: smaller is better). A text without a word finds nothing."""
         words = self._words.of(text)
-        return text_index.search(self._read, words, selection, order, limit, after, partitions, now)
+        return search(self._read, words, selection, order, limit, after, partitions, now)
 
     def _read(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         reader = self._readers.get()

@@ -1,7 +1,7 @@
 """The tables, and the transaction that brings a flush into them.
 
     records   key → id, state, and what of it is in the indexes (dots, facets, fingerprint of the content)
-    ids       hash of the id → key
+    ids       place of the id → key
     dots      (chain, n) → key, the last n for each actor and record; a chain is one actor's dots in one partition
     postings  (term, at, key), see facets.py
     pending   key → content that waits for the text index; NULL: to be taken out of it
@@ -13,13 +13,15 @@ Each table is written in its own order, many rows in one statement, so that neig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain as concatenate
 from typing import Any
 from zlib import crc32
 
 import msgspec
 
+from crdt_spine.core.placement import GENERATED_ID_LENGTH
 from crdt_spine.limits import PAGE_CACHE_BYTES_MAX, WAL_BYTES_TARGET
 from crdt_spine.storage import facets
 from crdt_spine.storage.database import PAGE_BYTES, Database
@@ -31,7 +33,7 @@ CREATE TABLE records (
     key INTEGER PRIMARY KEY, id TEXT NOT NULL, fingerprint INTEGER NOT NULL, dots TEXT NOT NULL, facets BLOB NOT NULL,
     state BLOB NOT NULL
 );
-CREATE TABLE ids (hash INTEGER, key INTEGER, PRIMARY KEY (hash, key)) WITHOUT ROWID;
+CREATE TABLE ids (place INTEGER, key INTEGER, PRIMARY KEY (place, key)) WITHOUT ROWID;
 CREATE TABLE chains (chain INTEGER PRIMARY KEY, partition INTEGER NOT NULL, actor TEXT NOT NULL);
 CREATE TABLE dots (chain INTEGER, n INTEGER, key INTEGER, PRIMARY KEY (chain, n, key)) WITHOUT ROWID;
 CREATE TABLE postings (term INTEGER, at INTEGER, key INTEGER, PRIMARY KEY (term, at, key)) WITHOUT ROWID;
@@ -43,31 +45,45 @@ CREATE TABLE counters (next_key INTEGER NOT NULL, flushes INTEGER NOT NULL, wait
 INSERT INTO counters VALUES (1, 0, 0);
 CREATE TABLE checkpoint (data BLOB NOT NULL);
 """
+_KEYS = {"records": "key", "ids": "(place, key)", "dots": "(chain, n, key)", "postings": "(term, at, key)",
+         "pending": "key"}  # fmt: skip
 _LOOKUPS = 256  # ids in one statement
+_PLACE_MASK = 2**63 - 1
 _NO_TEXT = -1  # the fingerprint of a record that is not in the text index
 
-# What a flush asks about many ids at once. An index into them and a key make one number, so that numbers are sorted.
+# What a flush asks about many ids at once; the answers are JSON in one value. An index into the ids and a key make one
+# number, so that numbers are sorted and not tuples.
 _INDEX_BITS = 24
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 _FIND_KEYS = f"""
 SELECT '[' || coalesce(group_concat(ids.key << {_INDEX_BITS} | v.column1, ','), '') || ']'
-FROM (VALUES ?) v CROSS JOIN ids ON ids.hash = v.column2
+FROM (VALUES ?) v CROSS JOIN ids ON ids.place = v.column2
 """
 _FIND_RECORDS = """
 SELECT '[' || coalesce(group_concat(
-    '[' || v.column1 || ',' || r.key || ',' || fingerprint || ',' || dots || ',' || facets || ']', ','
+    v.column1 || ',' || r.key || ',' || fingerprint || ',"' || dots || '",'
+    || CASE WHEN facets = v.column4 THEN 'null' ELSE json_quote(CAST(facets AS TEXT)) END, ','
 ), '') || ']'
 FROM (VALUES ?) v CROSS JOIN records r ON r.key = v.column2 AND r.id = v.column3
 """
-_Known = tuple[int, int, int, list[int], msgspec.Raw]  # index into the ids asked for, key, fingerprint, dots, facets
+# Index into the ids asked for, key, fingerprint, dots, facets (None: the expected ones).
+_Known = tuple[int, int, int, str, str | None]
 
-_read_numbers = msgspec.json.Decoder(list[int]).decode
-_read_known = msgspec.json.Decoder(list[_Known]).decode
+_read = msgspec.json.Decoder(list[int | str | None]).decode
 
 
-def id_hash(id: str) -> int:
-    """What `ids` is ordered by. Several ids may share one; the record has the id itself."""
-    return crc32(id.encode()) - 0x8000_0000  # SQLite keeps numbers signed, in four bytes
+def place_of(id: str) -> int:
+    """Where an id is in `ids`: 63 bits. Several ids may share a place; the record has the id itself.
+
+    A generated id is at its time, with sixteen of its random bits behind it: new ones, and whatever is in use while it
+    is new, are neighbours. Any other id is somewhere among the first 2**32 places.
+    """
+    if len(id) == GENERATED_ID_LENGTH and id[4] == "-" and id[19] == "7":
+        try:
+            return int(id[5:13] + id[14:18] + id[37:], 16) & _PLACE_MASK
+        except ValueError:
+            pass
+    return crc32(id.encode())
 
 
 class Tables:
@@ -103,25 +119,26 @@ class Tables:
         self.flushes += 1
         self.checkpoint = msgspec.msgpack.decode(data, type=Checkpoint)
 
-    def known(self, ids: Sequence[str]) -> Iterator[list[_Known]]:
-        """Those of the ids that have records, in the order of their keys, some at a time."""
-        hashes = [id_hash(id) for id in ids]
-        order = sorted(range(len(ids)), key=hashes.__getitem__)
-        found: list[int] = []
+    def known(self, ids: Sequence[str], expected: Sequence[bytes | None]) -> Iterator[Iterator[_Known]]:
+        """Those of the ids that have records, in the order of their keys, some at a time. `expected` are facets."""
+        places = [place_of(id) for id in ids]
+        order = sorted(range(len(ids)), key=places.__getitem__)
+        found: list[Any] = []
         for start in range(0, len(order), _LOOKUPS):
             part = order[start : start + _LOOKUPS]
             values: list[Any] = []
             for index in part:
-                values += (index, hashes[index])
-            found += _read_numbers(self._joined(_FIND_KEYS, "(?,?)", values, len(part)))
+                values += (index, places[index])
+            found += _read(self._joined(_FIND_KEYS, "(?,?)", values, len(part)))
         found.sort()
         for start in range(0, len(found), _LOOKUPS):
             numbers = found[start : start + _LOOKUPS]
             values = []
             for number in numbers:
                 index = number & _INDEX_MASK
-                values += (index, number >> _INDEX_BITS, ids[index])
-            yield _read_known(self._joined(_FIND_RECORDS, "(?,?,?)", values, len(numbers)))
+                values += (index, number >> _INDEX_BITS, ids[index], expected[index])
+            flat: Any = iter(_read(self._joined(_FIND_RECORDS, "(?,?,?,?)", values, len(numbers))))
+            yield zip(flat, flat, flat, flat, flat, strict=True)
 
     def _joined(self, sql: str, each: str, values: list[Any], count: int) -> str:
         """A query's rows in one text: stepping through them would ask for the interpreter's lock each time."""
@@ -131,7 +148,8 @@ class Tables:
 
 
 class _Flush:
-    """What one flush changes, collected by table."""
+    """What one flush changes, collected by table, as flat lists of values: a flush makes few objects that the garbage
+    collector would have to look at."""
 
     def __init__(self, tables: Tables, rows: list[Row], number: int) -> None:
         self.tables = tables
@@ -139,118 +157,128 @@ class _Flush:
         self.rows = rows
         self.number = number
         self.chains = tables.chains.copy()
-        self.new_chains: list[tuple[int, int, str]] = []
-        self.dots_out: list[tuple[int, int, int]] = []
-        self.dots_in: list[tuple[int, int, int]] = []
-        self.postings_out: list[tuple[int, int, int]] = []
-        self.postings_in: list[tuple[int, int, int]] = []
-        self.texts: list[tuple[int, str | None]] = []
+        self.new_chains: list[int | str] = []
+        # By chain and by term; within one they mostly come in order.
+        self.dots_out: dict[int, list[int]] = defaultdict(list)
+        self.dots_in: dict[int, list[int]] = defaultdict(list)
+        self.postings_out: dict[int, list[int]] = defaultdict(list)
+        self.postings_in: dict[int, list[int]] = defaultdict(list)
+        self.texts: dict[int, str | None] = {}  # of keys that may wait already
+        self.new_texts: list[int | str] = []
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove the records of these ids, where there are any."""
-        keys: list[tuple[int, int]] = []
-        for some in self.tables.known(ids):
+        keys: list[int] = []
+        places: list[int] = []
+        for some in self.tables.known(ids, [None] * len(ids)):
             for index, key, fingerprint, dots, old in some:
-                keys.append((id_hash(ids[index]), key))
-                self.dots_out += [(chain, n, key) for chain, n in facets.pairs(dots)]
-                self.postings_out += [(term, at, key) for term, at in facets.decode(old).postings()]
+                assert old is not None
+                keys.append(key)
+                places += (place_of(ids[index]), key)
+                self._move_dots(key, dots, "")
+                for term, at in facets.postings_of(facets.decode(old)):
+                    self.postings_out[term] += (term, at, key)
                 if fingerprint != _NO_TEXT:
-                    self.texts.append((key, None))
-        self.database.run_many("DELETE FROM records WHERE key IN (", "?", ")", 1, [key for _, key in keys])
-        self._delete("ids", ("hash", "key"), keys)
+                    self.texts[key] = None
+        self._delete("records", "(?)", keys)
+        self._delete("ids", "(?,?)", places)
 
     def put(self) -> None:
         """Replace the records that are known, add those that are not."""
-        rows = self.rows
-        new = dict(enumerate(rows))
-        for some in self.tables.known([row.id for row in rows]):
+        rows, number = self.rows, self.number
+        its = [facets.of_row(row, number) for row in rows]
+        new = dict.fromkeys(range(len(rows)))
+        for some in self.tables.known([row.id for row in rows], its):
             values: list[Any] = []
             for known in some:
-                row = new.pop(known[0])
-                values += self._replaced(row, known)
+                del new[known[0]]
+                values += self._replaced(rows[known[0]], its[known[0]], known)
             self._write_records(values)
-        values, hashes = [], []
-        key = self.database.number("SELECT next_key FROM counters")
-        for row in sorted(new.values(), key=lambda row: row.created):
-            values += self._added(row, key)
-            hashes.append((id_hash(row.id), key))
+        # New ones get their keys in the order of time: a term's postings come in order, and so do most places.
+        key = first = self.database.number("SELECT next_key FROM counters")
+        values = []
+        for index in sorted(new, key=lambda index: rows[index].created):
+            values += self._added(rows[index], its[index], key)
             key += 1
         self._write_records(values)
-        self._insert("ids", 2, hashes)
+        places = sorted((place_of(id), key) for key, id in enumerate(values[1::6], first))
+        self._insert("ids", "(?,?)", concatenate.from_iterable(places))
         self.database.run("UPDATE counters SET next_key = ?", (key,))
 
-    def _replaced(self, row: Row, known: _Known) -> tuple[Any, ...]:
-        _, key, old_fingerprint, old_dots, old_facets = known
+    def _replaced(self, row: Row, its: bytes, known: _Known) -> tuple[Any, ...]:
+        _, key, old_fingerprint, old_dots, old = known
         dots = self._dots(row)
-        if len(dots) == len(old_dots) == 2:
-            if dots != old_dots:
-                self.dots_out.append((old_dots[0], old_dots[1], key))
-                self.dots_in.append((dots[0], dots[1], key))
-        else:
-            before, after = set(facets.pairs(old_dots)), set(facets.pairs(dots))
-            self.dots_out += [(chain, n, key) for chain, n in before - after]
-            self.dots_in += [(chain, n, key) for chain, n in after - before]
-        data = facets.of_row(row, self.number)
-        if data != bytes(old_facets):
-            before, after = facets.decode(old_facets).postings(), facets.decode(data).postings()
-            self.postings_out += [(term, at, key) for term, at in before - after]
-            self.postings_in += [(term, at, key) for term, at in after - before]
+        if dots != old_dots:
+            self._move_dots(key, old_dots, dots)
+        if old is not None:
+            had, has = facets.postings_of(facets.decode(old)), facets.postings_of(facets.decode(its))
+            for term, at in had - has:
+                self.postings_out[term] += (term, at, key)
+            for term, at in has - had:
+                self.postings_in[term] += (term, at, key)
         fingerprint = _fingerprint(row)
         if fingerprint != old_fingerprint:
-            self.texts.append((key, row.content if row.alive else None))
-        return key, row.id, fingerprint, _listed(dots), data, row.state
+            self.texts[key] = row.content if row.alive else None
+        return key, row.id, fingerprint, dots, its, row.state
 
-    def _added(self, row: Row, key: int) -> tuple[Any, ...]:
+    def _added(self, row: Row, its: bytes, key: int) -> tuple[Any, ...]:
         dots = self._dots(row)
-        self.dots_in += [(chain, n, key) for chain, n in facets.pairs(dots)]
-        data = facets.of_row(row, self.number)
-        self.postings_in += [(term, at, key) for term, at in facets.decode(data).postings()]
+        self._move_dots(key, "", dots)
+        at = row.created if row.alive else self.number
+        postings = self.postings_in
+        for term in facets.terms_of(row):
+            postings[term] += (term, at, key)
         if row.alive:
-            self.texts.append((key, row.content))
-        return key, row.id, _fingerprint(row), _listed(dots), data, row.state
+            self.new_texts += (key, row.content)
+            if row.expires is not None:
+                postings[facets.EXPIRING] += (facets.EXPIRING, row.expires, key)
+        return key, row.id, _fingerprint(row), dots, its, row.state
 
-    def _dots(self, row: Row) -> list[int]:
-        """The row's version as chain, n, chain, n, …"""
-        partition, chains = row.partition, self.chains
-        flat: list[int] = []
+    def _dots(self, row: Row) -> str:
+        """The row's version as "chain,n,chain,n, …"."""
+        partition, chains, text = row.partition, self.chains, ""
         for actor, n in row.version.items():
             chain = chains.get((partition, actor))
             if chain is None:
                 chain = chains[partition, actor] = len(chains) + 1
-                self.new_chains.append((chain, partition, actor))
-            flat += (chain, n)
-        return flat
+                self.new_chains += (chain, partition, actor)
+            text = f"{text},{chain},{n}" if text else f"{chain},{n}"
+        return text
+
+    def _move_dots(self, key: int, before: str, after: str) -> None:
+        had, has = _pairs(before), _pairs(after)
+        for chain, n in had - has:
+            self.dots_out[chain] += (chain, n, key)
+        for chain, n in has - had:
+            self.dots_in[chain] += (chain, n, key)
 
     def _write_records(self, values: list[Any]) -> None:
         self.database.run_many(
             "INSERT INTO records VALUES", "(?,?,?,?,?,?)",
             "ON CONFLICT (key) DO UPDATE SET fingerprint = excluded.fingerprint, dots = excluded.dots,"
-            " facets = excluded.facets, state = excluded.state", 6, values,
+            " facets = excluded.facets, state = excluded.state", values,
         )  # fmt: skip
 
     def write_indexes(self) -> None:
         """The rest, table by table."""
-        self._insert("chains", 3, self.new_chains)
-        self._delete("dots", ("chain", "n", "key"), self.dots_out)
-        self._insert("dots", 3, self.dots_in)
-        self._delete("postings", ("term", "at", "key"), self.postings_out)
-        self._insert("postings", 3, self.postings_in)
-        again = self._delete("pending", ("key",), [(key,) for key, _ in self.texts])
-        self._insert("pending", 2, self.texts)
-        self.database.run(
-            "UPDATE counters SET flushes = ?, waiting = waiting + ?", (self.number, len(self.texts) - again)
-        )
+        self._insert("chains", "(?,?,?)", self.new_chains)
+        self._delete("dots", "(?,?,?)", _in_order(self.dots_out))
+        self._insert("dots", "(?,?,?)", _in_order(self.dots_in))
+        self._delete("postings", "(?,?,?)", _in_order(self.postings_out))
+        self._insert("postings", "(?,?,?)", _in_order(self.postings_in))
+        waiting = sorted(self.texts)
+        again = self._delete("pending", "(?)", waiting)
+        self._insert("pending", "(?,?)", concatenate.from_iterable((key, self.texts[key]) for key in waiting))
+        self._insert("pending", "(?,?)", self.new_texts)
+        more = len(self.texts) + len(self.new_texts) // 2 - again
+        self.database.run("UPDATE counters SET flushes = ?, waiting = waiting + ?", (self.number, more))
 
-    def _insert(self, table: str, width: int, rows: list[Any]) -> None:
-        rows.sort()
-        each = f"({','.join('?' * width)})"
-        self.database.run_many(f"INSERT INTO {table} VALUES", each, "", width, concatenate.from_iterable(rows))
+    def _insert(self, table: str, each: str, values: Iterable[Any]) -> None:
+        self.database.run_many(f"INSERT INTO {table} VALUES", each, "", values)
 
-    def _delete(self, table: str, columns: tuple[str, ...], rows: list[Any]) -> int:
-        rows.sort()
-        width = len(columns)
-        head, each = f"DELETE FROM {table} WHERE ({','.join(columns)}) IN (VALUES", f"({','.join('?' * width)})"
-        return self.database.run_many(head, each, ")", width, concatenate.from_iterable(rows))
+    def _delete(self, table: str, each: str, values: Iterable[Any]) -> int:
+        """Delete the rows with these keys; how many there were."""
+        return self.database.run_many(f"DELETE FROM {table} WHERE {_KEYS[table]} IN (VALUES", each, ")", values)
 
 
 def _fingerprint(row: Row) -> int:
@@ -258,7 +286,10 @@ def _fingerprint(row: Row) -> int:
     return crc32(row.content.encode()) if row.alive else _NO_TEXT
 
 
-def _listed(dots: list[int]) -> str:
-    if len(dots) == 2:
-        return f"[{dots[0]},{dots[1]}]"
-    return f"[{','.join(map(str, dots))}]"
+def _in_order(grouped: dict[int, list[int]]) -> Iterable[int]:
+    return concatenate.from_iterable(grouped[group] for group in sorted(grouped))
+
+
+def _pairs(dots: str) -> set[tuple[int, int]]:
+    numbers = map(int, dots.split(",")) if dots else iter(())
+    return set(zip(numbers, numbers, strict=True))

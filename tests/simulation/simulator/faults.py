@@ -47,7 +47,7 @@ class Faults:
                 node.repair.break_off()
                 node.tell("every pull breaks off")
             case "clock":
-                node.skew = chance.choice([-3_600_000, -400, -100, 0, 100, 400])
+                node.skew = chance.choice([-3_600_000, -400, -100, 0, 0, 100, 400, 3_000])
                 node.tell(f"its clock is now {node.skew} ms off")
             case "copy":
                 self.cluster.nodes[self.victim].disk.copy()

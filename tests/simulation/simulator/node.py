@@ -105,10 +105,11 @@ class Node:
 
     def crash(self, *, half_written: bool) -> None:
         """Lose everything in memory. A journal row under way is on the disk, or not."""
-        if self._committing and half_written:
+        half_written = half_written and self._committing and bool(self._row)
+        if half_written:
             self.disk.append(self._row)
             self.cluster.check("persisted", self, self._turn)
-        self.tell("crashes" + (", its last row just written" if self._committing and half_written else ""))
+        self.tell("crashes" + (", its last row just written" if half_written else ""))
         self.running = self.serving = False
 
     def _handshake(self, deadline: int) -> None:

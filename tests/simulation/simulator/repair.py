@@ -79,7 +79,8 @@ class Repair:
     def take_announcement(self, raw: bytes) -> None:
         announcement = _decode_announcement(raw)
         replica = self.node.replica
-        news = announcement.node not in self.heard or announcement.state == "starting"
+        starting = announcement.state == "starting" and self.node.serving  # two that start must not answer for ever
+        news = announcement.node not in self.heard or starting
         self.heard[announcement.node] = announcement
         own = replica.actor
         if any(

@@ -61,7 +61,7 @@ def _run(world: World, without: str | None) -> Outcome:
         world, chance.choice([0.0, 0.02, 0.2]), chance.choice([0.0, 0.15]), chance.choice([5, 50, 300])
     )
     size = chance.choice([2, 3, 3, 4])
-    skews = [chance.choice([0, 0, 100, -300, -3_600_000]) for _ in range(size)]
+    skews = [chance.choice([0, 0, 100, -300, 3_000, -3_600_000]) for _ in range(size)]
     agents: list[Agent] = []
     liveness = Liveness(agents)
     checkers = [
@@ -71,8 +71,8 @@ def _run(world: World, without: str | None) -> Outcome:
     problem = ""
     try:
         cluster = Cluster(world, network, skews, min(2, size), checkers, without)
-        ids, pause = chance.choice([2, 6, 12]), chance.choice([60, 400])
-        agents += [Agent(cluster, f"agent{index}", ids, pause) for index in range(4)]
+        ids, pause = chance.choice([2, 6, 12]), chance.choice([30, 300])
+        agents += [Agent(cluster, f"agent{index}", ids, pause) for index in range(6)]
         faults = Faults(cluster, chance.choice([400, 1500, 6000]), rollback=chance.random() < 0.2)
         world.run_until(TROUBLE_MILLISECONDS)
         faults.over = True
@@ -81,6 +81,7 @@ def _run(world: World, without: str | None) -> Outcome:
         for agent in agents:
             agent.resting = True
         for node in cluster.nodes.values():
+            node.skew = 0
             if not node.running:
                 node.boot()
         world.run_until(TROUBLE_MILLISECONDS + HEALING_MILLISECONDS)

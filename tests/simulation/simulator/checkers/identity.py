@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from simulator.checkers import Checker
 
 
 class Identity(Checker):
-    """A dot that was on a disk is not given again, other than after that disk was rolled back unheard."""
+    """A dot that is on any disk is not given again. What was on one disk alone may go with it."""
 
     def __init__(self) -> None:
-        self.last: dict[tuple[int, str], int] = {}  # (partition, actor) -> its last dot on any disk
+        self.disks: defaultdict[str, dict[tuple[int, str], int]] = defaultdict(dict)  # (partition, actor) -> last dot
 
     def persisted(self, node, turn) -> None:  # type: ignore[no-untyped-def]
-        for number, vector in turn.vectors.items():
+        self._grow(node, turn.vectors)
+
+    def checkpointed(self, node, checkpoint) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, checkpoint.vectors)
+
+    def restarted(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, vectors)
+
+    def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
+        del self.disks[node.name]
+
+    def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
+        disk = self.disks[node.name]
+        for number, vector in vectors.items():
             for actor, n in vector.items():
-                self.last[number, actor] = max(n, self.last.get((number, actor), 0))
+                disk[number, actor] = max(n, disk.get((number, actor), 0))
 
     def coordinated(self, node, partition, dot, change) -> None:  # type: ignore[no-untyped-def]
         actor, n = dot
-        if n <= self.last.get((partition, actor), 0):
-            self.fail(f"{node.name} gives the dot ({actor}, {n}) of partition {partition} a second time")
+        for name, disk in self.disks.items():
+            if n <= disk.get((partition, actor), 0):
+                self.fail(f"{node.name} gives the dot ({actor}, {n}) of partition {partition} again; {name} has it")

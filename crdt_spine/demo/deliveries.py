@@ -1,0 +1,70 @@
+"""What a subscription had to bring, and what it brought.
+
+A memory that fits when it is stored comes as stored, exactly once, also when the feed moves to another node in the
+middle. An update comes at most once; several may come as one where the feed had to catch up, so updates are not
+counted against the writes. Instead the last that the subscriber saw of each memory must be what the nodes have, and
+no version may come twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from crdt_spine.demo.ledger import Feed, Write
+from crdt_spine.memory import Memory
+
+
+class Account(msgspec.Struct):
+    """One subscription. `expected`: the memories that had to come as stored; `stored`: how many of them did."""
+
+    expected: int
+    stored: int
+    updated: int
+    problems: list[str]
+
+
+def expected_stored(feed: Feed, writes: Sequence[Write]) -> set[str]:
+    """The ids that must come as stored: acknowledged stores that fit the subscription as they were stored."""
+    return {
+        write.id
+        for write in writes
+        if write.kind == "store" and write.memory is not None and feed.follow.matches(write.memory)
+    }
+
+
+def complete(feed: Feed, writes: Sequence[Write]) -> bool:
+    """Has everything come that must come as stored?"""
+    came = {delivery.memory.id for delivery in feed.deliveries if delivery.kind == "stored"}
+    return expected_stored(feed, writes) <= came
+
+
+def current(feed: Feed, final: Mapping[str, Memory]) -> bool:
+    """Is the last that came of each memory what a node has?"""
+    return not _outdated(feed, final)
+
+
+def account(feed: Feed, writes: Sequence[Write], final: Mapping[str, Memory]) -> Account:
+    """Hold a subscription against the writes and against what the nodes have in the end."""
+    expected = expected_stored(feed, writes)
+    stored = Counter(delivery.memory.id for delivery in feed.deliveries if delivery.kind == "stored")
+    versions = Counter((delivery.memory.id, delivery.memory.version) for delivery in feed.deliveries)
+    where = f"{feed.agent}, {feed.follow}"
+    problems = [f"{where}: {id} was not delivered" for id in sorted(expected - stored.keys())]
+    problems += [f"{where}: {id} came {n} times as stored" for id, n in stored.items() if n > 1]
+    problems += [f"{where}: {id} came {n} times at one version" for (id, _), n in versions.items() if n > 1]
+    problems += [
+        f"{where}: {delivery.memory.id} came and does not belong to it"
+        for delivery in feed.deliveries
+        if not feed.follow.matches(delivery.memory)
+    ]
+    problems += [f"{where}: the last update of {id} did not come" for id in _outdated(feed, final)]
+    updated = sum(delivery.kind == "updated" for delivery in feed.deliveries)
+    return Account(len(expected), len(expected & stored.keys()), updated, problems)
+
+
+def _outdated(feed: Feed, final: Mapping[str, Memory]) -> list[str]:
+    last = {delivery.memory.id: delivery.memory.version for delivery in feed.deliveries}
+    return [id for id, memory in final.items() if feed.follow.matches(memory) and last.get(id) != memory.version]
