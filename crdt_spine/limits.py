@@ -54,7 +54,9 @@ FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
 
 # -- a command's memory ------------------------------------------------------------------------------------------
 IMPORT_IN_FLIGHT_MAX: Final = 512  # memories under way; more of them no longer raise the rate
-IMPORT_LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # the largest memory as JSON, every character of it escaped, is half that
+IMPORT_LINE_BYTES_MAX: Final = (
+    4 * 1024 * 1024
+)  # the largest memory as JSON, every character of it escaped, is half that
 
 # -- time --------------------------------------------------------------------------------------------------------
 CONNECT_SECONDS_MAX: Final = 4.5

@@ -20,7 +20,6 @@ import msgspec
 from crdt_spine.core.causality import Vector, join_into
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import (
-    DISCOVERY_SUBJECT,
     Delete,
     Edit,
     Hello,
@@ -29,11 +28,12 @@ from crdt_spine.core.messages import (
     Response,
     Result,
     Store,
-    Subjects,
     Vectors,
     encode,
 )
-from crdt_spine.errors import ConfigError, ConnectionFailed, InvalidInput, QuorumFailed, SpineError, StaleToken
+from crdt_spine.core.subjects import Subjects
+from crdt_spine.discovery import discover
+from crdt_spine.errors import ConnectionFailed, InvalidInput, QuorumFailed, SpineError, StaleToken
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
     BATCH_OPERATIONS_MAX,
@@ -41,17 +41,16 @@ from crdt_spine.limits import (
     OPERATION_SECONDS_MAX,
     SESSION_OPERATIONS_MAX,
 )
+from crdt_spine.routing import Routing
 from crdt_spine.transport.base import Message, Subscription, Transport
 
 SWEEP_SECONDS = 0.05
 PACE_SECONDS = 0.001  # between two batches: under load, fewer and larger ones cost much less processor time
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
-AVOID_SECONDS = 1.0  # how long a node that failed is not tried, while there are others
 BACK_OFF_SECONDS = 0.05  # before an overloaded node is asked again
 
 _decode = msgspec.json.Decoder(Response).decode
-_decode_hello = msgspec.json.Decoder(Hello).decode
 _ELSEWHERE = frozenset(("Behind", "Busy", "NotHere"))
 
 
@@ -88,7 +87,6 @@ class Session:
     def __init__(self, transport: Transport, hello: Hello, agent: str, *, zone: str | None = None) -> None:
         self.transport = transport
         self.hello = hello
-        self.layout = Layout(hello)
         self.subjects = Subjects(hello.cluster)
         self.agent = agent
         self.zone = zone
@@ -104,54 +102,29 @@ class Session:
         self._outbox: list[Call] = []
         self._later: list[Call] = []
         self._flushed_at = 0.0
-        self._avoid: dict[str, float] = {}
         self._heard: dict[str, float] = {}
         self._room = asyncio.Event()
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
+        self.layout = Layout(hello)
+        self.routing = Routing(hello, self.layout, int(self.id, 16), self._loop.time)
 
     # -- coming and going -------------------------------------------------------------------------------------------
 
     @classmethod
     async def discover(
-        cls, transport: Transport, agent: str, *, cluster: str | None = None, zone: str | None = None,
+        cls,
+        transport: Transport,
+        agent: str,
+        *,
+        cluster: str | None = None,
+        zone: str | None = None,
         timeout: float = CONNECT_SECONDS_MAX,
-    ) -> Session:  # fmt: skip
-        """The session with the cluster behind a transport. Raises ConnectionFailed: no node answers within `timeout`;
-        ConfigError: several clusters do, and none was named."""
-        hellos: dict[str, Hello] = {}
-        heard = asyncio.Event()
-
-        def take(message: Message) -> None:
-            with contextlib.suppress(msgspec.MsgspecError):
-                if not message.nobody:
-                    hello = _decode_hello(message.payload)
-                    if cluster is None or hello.cluster == cluster:
-                        hellos[hello.cluster] = hello
-                        heard.set()
-
-        inbox = f"_INBOX.spine.{secrets.token_hex(5)}"
-        subscription = await transport.subscribe(inbox, take)
-        try:
-            async with asyncio.timeout(timeout):
-                while not heard.is_set():
-                    transport.send(DISCOVERY_SUBJECT, b"", inbox)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(heard.wait(), 0.2)
-            if cluster is None:
-                await asyncio.sleep(0.02)  # the nodes of another cluster on this broker may answer a little later
-        except TimeoutError as error:
-            raise ConnectionFailed(
-                f"a broker answers at {getattr(transport, 'url', 'this address')}, but no node "
-                f"{'of cluster ' + repr(cluster) if cluster else 'of any cluster'} does within {timeout:g} s"
-            ) from error
-        finally:
-            await subscription.cancel()
-        if len(hellos) > 1:
-            raise ConfigError(f"this broker carries the clusters {sorted(hellos)}: say which, with cluster=")
-        session = cls(transport, next(iter(hellos.values())), agent, zone=zone)
+    ) -> Session:
+        """The session with the cluster behind a transport. Raises what discovery.discover raises."""
+        session = cls(transport, await discover(transport, cluster, timeout), agent, zone=zone)
         await session.start()
         return session
 
@@ -211,20 +184,6 @@ class Session:
             raise error_of(result)
         return result
 
-    def healthy(self, candidates: Sequence[str]) -> str:
-        """The first of these nodes that is not being avoided; the one avoided longest if all are."""
-        if not self._avoid:
-            return candidates[0]
-        now = self._loop.time()
-        for node in candidates:
-            if self._avoid.get(node, 0.0) <= now:
-                return node
-        return min(candidates, key=lambda node: self._avoid[node])
-
-    def avoid(self, node: str) -> None:
-        """A node failed: its operations go elsewhere for a while."""
-        self._avoid[node] = self._loop.time() + AVOID_SECONDS
-
     # -- out --------------------------------------------------------------------------------------------------------
 
     def _post(self, call: Call) -> None:
@@ -245,7 +204,7 @@ class Session:
             return
         by_node: dict[tuple[str, bool], list[Call]] = {}
         for call in outbox:
-            call.node = self.healthy(call.candidates)
+            call.node = self.routing.healthy(call.candidates)
             by_node.setdefault((call.node, call.retry), []).append(call)
         for (node, retry), calls in by_node.items():
             for start in range(0, len(calls), BATCH_OPERATIONS_MAX):
@@ -269,8 +228,8 @@ class Session:
             return
         if len(payload) > self.transport.payload_bytes_max:
             problem = InvalidInput(
-                f"the operation is {len(payload)} bytes as a message, the broker takes {self.transport.payload_bytes_max}:"
-                " raise its max_payload or store less in one memory"
+                f"the operation is {len(payload):,} bytes as a message, the broker takes "
+                f"{self.transport.payload_bytes_max:,}: raise its max_payload or store less in one memory"
             )
             for call in calls:
                 if not call.future.done():
@@ -327,7 +286,7 @@ class Session:
 
     def _lost(self, node: str, request: int) -> None:
         """The broker says that nobody listens at this node: this request never arrived, others may be unanswered."""
-        self.avoid(node)
+        self.routing.avoid(node)
         for call in list(self.calls.values()):
             if call.node == node and not call.future.done():
                 if call.request == request and call.attempts == 1:
@@ -337,7 +296,7 @@ class Session:
     def _again(self, call: Call) -> None:
         call.retry = True
         call.node = ""
-        if all(self._avoid.get(node, 0.0) > self._loop.time() for node in call.candidates):
+        if all(self.routing.avoided(node) for node in call.candidates):
             call.ready_at = self._loop.time() + BACK_OFF_SECONDS
             self._later.append(call)
         else:
@@ -365,7 +324,7 @@ class Session:
                 elif reconnected or now - call.sent_at > RESEND_SECONDS:
                     self._again(call)
                 elif now - max(self._heard.get(call.node, 0.0), call.sent_at) > SILENT_SECONDS:
-                    self.avoid(call.node)
+                    self.routing.avoid(call.node)
                     self._again(call)
             for call in later:
                 if call.future.done():
@@ -394,30 +353,6 @@ class Session:
         """From now on, read at least this."""
         for number, vector in vectors.items():
             join_into(self.vectors.setdefault(number, {}), vector)
-
-    def cover(self) -> list[tuple[list[str], tuple[int, ...] | None]]:
-        """The smallest groups of partitions that one node can answer, each with its candidates; None: all partitions.
-
-        Greedy, among nodes that are not being avoided where possible; sessions start at different nodes.
-        """
-        names = [node.id for node in self.hello.nodes]
-        turn = int(self.id, 16) % len(names)
-        names = names[turn:] + names[:turn]
-        now = self._loop.time()
-        names.sort(key=lambda node: self._avoid.get(node, 0.0) > now)
-        held = {node: {n for n, nodes in self.layout.replicas.items() if node in nodes} for node in names}
-        everything = set(self.layout.replicas)
-        whole = [node for node in names if held[node] == everything]
-        if whole:
-            return [(whole, None)]
-        groups: list[tuple[list[str], tuple[int, ...] | None]] = []
-        left = everything
-        while left:
-            best = max(names, key=lambda node: (len(held[node] & left), self._avoid.get(node, 0.0) <= now))
-            part = held[best] & left
-            groups.append(([node for node in [best, *names] if part <= held[node]], tuple(sorted(part))))
-            left = left - part
-        return groups
 
 
 def error_of(result: Result) -> SpineError:

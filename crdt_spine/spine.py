@@ -18,19 +18,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from crdt_spine import validation
 from crdt_spine.core.clock import at_milliseconds, moment
-from crdt_spine.core.messages import Delete, Edit, Get, Hit, Query, Reach, Result, Status, Store
+from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Result, Status, Store
 from crdt_spine.core.placement import generated_id
 from crdt_spine.core.selection import Selection
-from crdt_spine.core.token import Cursor, cursor_of, cursor_text, token_text, token_vectors
+from crdt_spine.core.token import Cursor, cursor_of, token_text, token_vectors
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
-from crdt_spine.limits import CONNECT_SECONDS_MAX, OPERATION_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, RELEVANCE_RESULTS_MAX
+from crdt_spine.limits import CONNECT_SECONDS_MAX, OPERATION_SECONDS_MAX, QUERY_TEXT_BYTES_MAX
 from crdt_spine.memory import Consistency, Memory, Page
+from crdt_spine.paging import Order, page_of
 from crdt_spine.report import cluster_report
 from crdt_spine.session import Session
 from crdt_spine.subscription import Updates
@@ -38,8 +39,6 @@ from crdt_spine.transport.nats import NatsTransport
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
-
-Order = Literal["newest", "oldest", "relevance"]
 
 
 class Spine:
@@ -137,9 +136,9 @@ class Spine:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     async def store(
-        self, content: str, *, id: str | None = None, tags: Iterable[str] = (), metadata: Mapping[str, Any] | None = None,
-        thread: str | None = None, importance: float = 0.5, ttl: float | None = None,
-        created_at: datetime | None = None, consistency: Consistency | str | None = None,
+        self, content: str, *, id: str | None = None, tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None, thread: str | None = None, importance: float = 0.5,
+        ttl: float | None = None, created_at: datetime | None = None, consistency: Consistency | str | None = None,
     ) -> Memory:  # fmt: skip
         """Store a memory; an id that exists is replaced whole. `ttl` in seconds.
 
@@ -280,8 +279,8 @@ class Spine:
                 part, candidates, numbers or session.layout.replicas.keys(), use_token=use_token
             )  # fmt: skip
 
-        results = await asyncio.gather(*[ask(candidates, numbers) for candidates, numbers in session.cover()])
-        return _page(results, order, wanted, place)
+        results = await asyncio.gather(*[ask(candidates, numbers) for candidates, numbers in session.routing.cover()])
+        return page_of(results, order, wanted, place)
 
     def subscribe(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
@@ -417,34 +416,6 @@ def _stored(operation: Store, result: Result, agent: str) -> Memory:
         importance=operation.importance,
         expires_at=None if operation.expires is None else moment(operation.expires),
     )
-
-
-def _page(results: list[Result], order: Order, limit: int, place: Cursor) -> Page:
-    """One page out of each node's, and where it ends."""
-    hits: dict[str, Hit] = {}
-    horizon: list[tuple[int, str]] = []  # where a node's answer ends although it has more: nothing beyond may be shown
-    newest = order == "newest"
-    for result in results:
-        for hit in result.hits or ():
-            hits.setdefault(hit.id, hit)
-        if result.more and result.hits:
-            horizon.append((result.hits[-1].created, result.hits[-1].id))
-    if order == "relevance":
-        ranked = sorted(hits.values(), key=lambda hit: (hit.score, hit.id))[:limit]
-        shown = (*place.shown, *[hit.id for hit in ranked])
-        more = (len(hits) > limit or any(result.more for result in results)) and len(shown) < RELEVANCE_RESULTS_MAX
-        cursor = cursor_text(Cursor(place.query, None, shown)) if more and ranked else None
-        return Page([_decode_memory(hit.memory) for hit in ranked], cursor)
-    ordered = sorted(hits.values(), key=lambda hit: (hit.created, hit.id), reverse=newest)
-    if horizon:
-        edge = max(horizon) if newest else min(horizon)
-        ordered = [h for h in ordered if ((h.created, h.id) >= edge if newest else (h.created, h.id) <= edge)]
-    more = bool(horizon) or len(ordered) > limit
-    ordered = ordered[:limit]
-    cursor = None
-    if more and ordered:
-        cursor = cursor_text(Cursor(place.query, (ordered[-1].created, ordered[-1].id), ()))
-    return Page([_decode_memory(hit.memory) for hit in ordered], cursor)
 
 
 def _now() -> int:

@@ -146,7 +146,7 @@ class Updates(AsyncIterator[Update]):
                     if not self._session.transport.connected:
                         source.heard = max(source.heard, now - SILENT_SECONDS_MAX / 2)
                     elif now - source.heard > (SILENT_SECONDS_MAX if source.open else OPEN_SECONDS_MAX):
-                        self._session.avoid(source.node)
+                        self._session.routing.avoid(source.node)
                         self._abandon(source)
                     elif source.open and (source.taken > source.told or now - source.told_at > ALIVE_SECONDS):
                         self._tell(source)
@@ -162,13 +162,16 @@ class Updates(AsyncIterator[Update]):
         """Open feeds for the partitions that have none."""
         if not self._orphans or not self._session.transport.connected:
             return
-        for candidates, numbers in self._session.cover():
+        for candidates, numbers in self._session.routing.cover():
             served = self._session.layout.replicas.keys() if numbers is None else numbers
             part = tuple(sorted(self._orphans.intersection(served)))
             if not part:
                 continue
             source = _Source(
-                f"{self._session.id}-{next(self._numbers)}", self._session.healthy(candidates), part, self._loop.time()
+                f"{self._session.id}-{next(self._numbers)}",
+                self._session.routing.healthy(candidates),
+                part,
+                self._loop.time(),
             )
             self._sources[source.id] = source
             self._orphans.difference_update(part)
@@ -206,7 +209,7 @@ class Updates(AsyncIterator[Update]):
         if source is None:
             return
         if message.nobody:
-            self._session.avoid(source.node)
+            self._session.routing.avoid(source.node)
             self._abandon(source)
             self._adopt()
             return
@@ -218,7 +221,7 @@ class Updates(AsyncIterator[Update]):
         source.heard = self._loop.time()
         if batch.error is not None or batch.number != source.expected:
             if batch.error is not None:
-                self._session.avoid(source.node)
+                self._session.routing.avoid(source.node)
             self._abandon(source)
             return
         source.expected += 1

@@ -144,7 +144,7 @@ class RunningCluster:
         """Start nodes that were killed, and wait until they serve."""
         for id in ids:
             self.supervisor.start_node(id)
-        while any(node.state != "ready" for node in self.supervisor.nodes if node.id in ids):  # noqa: ASYNC110
+        while any(node.state != "ready" for node in self.supervisor.nodes if node.id in ids):
             await asyncio.sleep(0.01)
         self.supervisor.set_node_restart(True)
 

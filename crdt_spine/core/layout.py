@@ -1,4 +1,4 @@
-"""Which nodes hold which partition: from the cluster's description, the same answer on every node and for every agent."""
+"""Which nodes hold which partition: from the cluster's description, the same answer for every node and agent."""
 
 from __future__ import annotations
 

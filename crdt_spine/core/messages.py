@@ -15,6 +15,9 @@ import msgspec
 from crdt_spine import limits
 from crdt_spine.core.selection import Selection
 
+# Times, counters and partitions: what the tables' integers hold.
+Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
 # What an agent may send; its session has checked it already, byte by byte. A node does not rely on that.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.ID_BYTES_MAX)]
 Agent = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.AGENT_BYTES_MAX)]
@@ -28,7 +31,10 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=limits.QUERY_LIMIT_MAX)]
 
 NOTHING: Final = msgspec.Raw()  # left out of a message
 
-Vector = dict[str, int]
+#: What decoding raises for bytes that are no such message: refused and counted.
+Unreadable: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+Vector = dict[str, Whole]
 Vectors = dict[int, Vector]  # partition -> vector
 NodeState = Literal["starting", "up", "full", "stopping"]
 Level = Literal["eventual", "read-your-writes", "causal", "strong"]
@@ -50,19 +56,19 @@ class Change(_Message, frozen=True, kw_only=True):
     """
 
     id: str
-    time: int
+    time: Whole
     agent: str
     operation: str = ""
     alive: bool | None = None
     content: str | None = None
     importance: float | None = None
-    expires: int | msgspec.UnsetType | None = msgspec.UNSET
+    expires: Whole | msgspec.UnsetType | None = msgspec.UNSET
     metadata: dict[str, Any] = {}
     add: tuple[str, ...] = ()
-    remove: dict[str, tuple[tuple[str, int], ...]] = {}
+    remove: dict[str, tuple[tuple[str, Whole], ...]] = {}
     thread: str | None = None
-    clock: dict[str, int] = {}
-    created: int = 0
+    clock: Vector = {}
+    created: Whole = 0
     life_agent: str = ""
     last_tags: tuple[str, ...] = ()
 
@@ -70,9 +76,9 @@ class Change(_Message, frozen=True, kw_only=True):
 class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"):
     """Consecutive changes of one actor in one partition; `deps` must be in a replica's vector before they apply."""
 
-    partition: int
+    partition: Whole
     actor: str
-    first: int
+    first: Whole
     deps: Vector
     changes: list[Change]
 
@@ -82,11 +88,15 @@ class Ack(_Message, frozen=True, kw_only=True, tag_field="type", tag="ack/1"):
 
     node: str
     actor: str
-    reached: dict[int, int]
+    reached: dict[int, Whole]
 
 
 class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="announcement/1"):
-    """A replica says what it durably has, who it is and how it fares. `now`: its wall clock, milliseconds."""
+    """A replica says what it durably has, who it is and how it fares. `now`: its wall clock, milliseconds.
+
+    In answer to a node that starts, `known` is what `known_of` had said to have: has it less now, its disk is an old
+    one.
+    """
 
     node: str
     actor: str
@@ -94,32 +104,41 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     now: int
     vectors: Vectors
     zone: str | None = None
+    known_of: str = ""
+    known: Vectors = {}
 
 
 class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
     """since(have), one page of it: the records changed within (have, upto], behind the id `after`.
 
-    The first page's request has no `upto`: the answer fixes it (rule 6).
+    The first page's request has no `upto`: the answer fixes it (rule 6). With `whole` (and an empty `have`) the asker
+    wants to know what is not there, too.
     """
 
     partition: int
     have: Vector
     upto: Vector | None = None
     after: str | None = None
-    limit: int = 512
+    limit: Annotated[int, msgspec.Meta(ge=1)] = 512
+    whole: bool = False
 
 
 class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/1"):
     """Records of a partition as `codec.Stored`; `next` is None on the last page, after which `upto` may be joined.
 
-    `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot.
+    `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot. `clock` is
+    the source's hybrid clock: what it has forgotten was stamped below it. With `whole` the records are all there are
+    behind the id `after`, through `next`.
     """
 
     partition: int
     records: list[tuple[str, msgspec.Raw]]
     upto: Vector
     next: str | None = None
-    operations: dict[str, tuple[str, int]] = {}
+    operations: dict[str, tuple[str, Whole]] = {}
+    clock: Annotated[int, msgspec.Meta(ge=0)] = 0
+    after: str | None = None
+    whole: bool = False
 
 
 # -- what an agent asks a node ---------------------------------------------------------------------------------------
@@ -142,8 +161,8 @@ class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     metadata: Metadata = {}
     thread: Thread | None = None
     importance: Importance = 0.5
-    expires: int | None = None
-    created: int = 0
+    expires: Whole | None = None
+    created: Whole = 0
     acks: int | None = None
     agent: Agent | None = None
 
@@ -155,7 +174,7 @@ class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
     id: Id
     content: Content | None = None
     importance: Importance | None = None
-    expires: int | msgspec.UnsetType | None = msgspec.UNSET
+    expires: Whole | msgspec.UnsetType | None = msgspec.UNSET
     metadata: Metadata = {}
     add: Tags = ()
     remove: Tags = ()
@@ -182,7 +201,7 @@ class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     order: Literal["newest", "oldest", "relevance"] = "newest"
     limit: Limit = 50
     text: str | None = None
-    after: tuple[int, str] | None = None
+    after: tuple[Whole, str] | None = None
     shown: tuple[str, ...] = ()
     partitions: tuple[int, ...] | None = None
 
@@ -263,7 +282,7 @@ class FeedOpen(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-
     inbox: str
     selection: Selection
     partitions: tuple[int, ...]
-    credit: int
+    credit: Annotated[int, msgspec.Meta(ge=1)]
     token: Vectors | None = None
 
 
@@ -271,7 +290,7 @@ class FeedCredit(_Message, frozen=True, kw_only=True, tag_field="type", tag="fee
     """The subscriber has taken `taken` updates since the feed was opened, and is alive."""
 
     feed: str
-    taken: int
+    taken: Whole
 
 
 class FeedClose(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-close/1"):
@@ -328,36 +347,6 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     placement: str = "hash"
     default_level: Level = "read-your-writes"
     overrides: list[tuple[tuple[str, ...], Level]] = []
-
-
-DISCOVERY_SUBJECT: Final = "spine.discover"
-
-
-class Subjects:
-    """The subjects of one cluster."""
-
-    def __init__(self, cluster: str) -> None:
-        self.prefix = f"spine.{cluster}"
-        self.deltas = f"{self.prefix}.delta.*"
-        self.gossips = f"{self.prefix}.gossip.*"
-
-    def delta(self, partition: int) -> str:
-        return f"{self.prefix}.delta.{partition}"
-
-    def gossip(self, node: str) -> str:
-        return f"{self.prefix}.gossip.{node}"
-
-    def rpc(self, node: str) -> str:
-        return f"{self.prefix}.node.{node}.rpc"
-
-    def ack(self, node: str) -> str:
-        return f"{self.prefix}.node.{node}.ack"
-
-    def sync(self, node: str) -> str:
-        return f"{self.prefix}.node.{node}.sync"
-
-    def feed(self, node: str) -> str:
-        return f"{self.prefix}.node.{node}.feed"
 
 
 _encoder = msgspec.json.Encoder()

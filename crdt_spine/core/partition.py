@@ -10,7 +10,7 @@ Gonçalves et al., "Concise server-wide causality management for eventually cons
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -20,6 +20,7 @@ from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.messages import Change, Delta
 from crdt_spine.core.record import Record, apply, merge
 from crdt_spine.core.registers import Origin
+from crdt_spine.limits import SYNC_PAGE_RECORDS_MAX
 
 
 class Records(Protocol):
@@ -28,6 +29,10 @@ class Records(Protocol):
     def get(self, id: str) -> Record | None: ...
     def put(self, partition: int, record: Record) -> None: ...
     def drop(self, partition: int, id: str) -> None: ...
+    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> Sequence[Record]:
+        """since(have), one page of at most `limit`: the records whose version is not within `have`, by id, behind the
+        id `after`."""
+        ...
 
 
 #: Told of every change that took effect: the record before and after it, and the dot (actor, n).
@@ -200,6 +205,19 @@ class Partition:
             if self.watcher is not None:
                 self.watcher(self.number, mine, merged, "", 0)
 
+    def drop_absent(self, ids: Collection[str], upto: Mapping[str, int], after: str | None, through: str | None) -> None:
+        """Forget the records behind `after`, through `through`, that a source with `upto` no longer has, `ids` being
+        those it has: it had all of them, so their tombstones were dropped while this replica was not itself (its disk is
+        an old copy)."""
+        while page := self.records.changed(self.number, {}, after, SYNC_PAGE_RECORDS_MAX):
+            for record in page:
+                after = record.id
+                if through is not None and after > through:
+                    return
+                if after not in ids and within(record.version, upto):
+                    self._count(record, None)
+                    self.records.drop(self.number, after)
+
     def finish_sync(self, upto: Mapping[str, int], latest: int) -> list[Delta]:
         """The last page is in: the source's vector at the start of the sync holds here too (rule 6)."""
         self.vector = join(self.vector, upto)
@@ -213,6 +231,10 @@ class Partition:
             return False
         self.heard[replica] = join(self.heard.get(replica, {}), vector)
         return True
+
+    def unhear(self, replica: str) -> None:
+        """A replica has a new name: what it said under the old one, it may no longer have."""
+        self.heard.pop(replica, None)
 
     def stable(self, replicas: Iterable[str]) -> Vector:
         """What every replica has, as far as it was heard; `replicas` are the others that must agree."""

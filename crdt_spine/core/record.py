@@ -80,6 +80,18 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.expires is not None and self.expires.value is not None and self.expires.value <= now
 
 
+def same_memory(one: Record, other: Record) -> bool:
+    """Would a reader see the same memory, but for its version?"""
+    return (
+        one.life == other.life
+        and one.content == other.content
+        and one.importance == other.importance
+        and one.expires == other.expires
+        and one.metadata == other.metadata
+        and one.tags == other.tags
+    )
+
+
 def empty(id: str) -> Record:
     """The record of an id that nobody has written."""
     return Record(id, {}, {}, UNBORN, None, None, None, {}, {})
@@ -154,7 +166,7 @@ def _life(change: Change, origin: Origin) -> Register:
 
 def _is_above(origin: Origin, times: dict[str, int]) -> bool:
     """Is the origin above every change that left its time here?"""
-    for actor, time in times.items():  # noqa: SIM110  a generator costs more than the loop
+    for actor, time in times.items():
         if time > origin.time or (time == origin.time and actor > origin.actor):
             return False
     return True

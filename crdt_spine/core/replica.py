@@ -99,6 +99,7 @@ class Replica:
         self.durable: Vectors = {number: {} for number in peers}
         self.unsettled: dict[str, int] = {}  # id -> number of unfinished turns that touched it
         self.operations: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
+        self.actors: dict[str, str] = {}  # other nodes' names of now
         self._turn = self._new_turn()
         self._touched: set[int] = set()
         self._coordinated: set[int] = set()
@@ -180,6 +181,9 @@ class Replica:
         if any(record.updated > latest_time(now, self.drift) for record in records):
             raise codec.Garbled("records are stamped ahead of this node's clock")
         partition.merge_records(records)
+        if page.whole:
+            partition.drop_absent({record.id for record in records}, page.upto, page.after, page.next)
+        self.clock.observe(min(page.clock, latest_time(now, self.drift)))
         self._turn.journal.append(raw)
         self._touch(page.partition, [record.id for record in records])
         for operation, (actor, n) in page.operations.items():
@@ -209,6 +213,11 @@ class Replica:
         """A peer's vectors: the writes that are done with them, and the partitions in which it has what is not here."""
         done: list[Waiting] = []
         behind: list[int] = []
+        if self.actors.setdefault(announcement.node, announcement.actor) != announcement.actor:
+            self.actors[announcement.node] = announcement.actor
+            for number, partition in self.partitions.items():
+                self.quorums[number].forget(announcement.node)
+                partition.unhear(announcement.node)
         for number, vector in announcement.vectors.items():
             partition = self.partitions.get(number)
             if partition is None or announcement.node not in self.peers[number]:
@@ -219,6 +228,26 @@ class Replica:
             if not partition.hear(announcement.node, vector):
                 behind.append(number)
         return done, behind
+
+    def known_of(self, node: str) -> Vectors:
+        """What another node has said to have."""
+        return {number: dict(q.durable[node]) for number, q in self.quorums.items() if node in q.durable}
+
+    def lost(self, announcement: Announcement) -> bool:
+        """Does a peer know of this node what it does not know itself, changes it made or had? Then its disk was rolled
+        back: it needs a new actor, and must compare every partition with a peer's (`SyncRequest.whole`) before it takes
+        writes, since a record that it still has may be deleted and forgotten everywhere else."""
+        made = any(
+            vector.get(self.actor, 0) > self.partitions[number].vector.get(self.actor, 0)
+            for number, vector in announcement.vectors.items()
+            if number in self.partitions
+        )
+        had = announcement.known_of == self.node and not all(
+            within(vector, self.partitions[number].vector)
+            for number, vector in announcement.known.items()
+            if number in self.partitions
+        )
+        return made or had
 
     def expire(self, now: int) -> list[tuple[Waiting, int]]:
         """Writes that did not get their quorum in time, with how many replicas have them."""

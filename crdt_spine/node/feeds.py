@@ -27,7 +27,7 @@ from crdt_spine.core.messages import (
     Vectors,
     encode,
 )
-from crdt_spine.core.record import Record
+from crdt_spine.core.record import Record, same_memory
 from crdt_spine.core.replica import Event, Replica
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import BATCH_BYTES_TARGET, FEEDS_MAX
@@ -303,8 +303,10 @@ def _kind(event: Event, selection: Selection) -> Kind | None:
     if after.alive:
         if not _matches(selection, after):
             return None
-        born = not was_alive or before is None or before.life.origin != after.life.origin
-        return "stored" if born else "updated"
+        if before is None or not was_alive or before.life.origin != after.life.origin:
+            return "stored"
+        # A change that lost to a later one (a retry's first attempt, say) is in the version, but nobody can see it.
+        return None if same_memory(before, after) else "updated"
     return "deleted" if was_alive and before is not None and _matches(selection, before) else None
 
 

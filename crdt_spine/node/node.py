@@ -23,7 +23,6 @@ from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import (
-    DISCOVERY_SUBJECT,
     Delete,
     Delta,
     FeedClose,
@@ -32,12 +31,12 @@ from crdt_spine.core.messages import (
     FeedOpen,
     Hello,
     NodeState,
-    Subjects,
     SyncPage,
     encode,
 )
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.replica import Refused, Replica, Turn, actor_name
+from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds
@@ -349,6 +348,7 @@ class Node:
             "partitions": len(partitions),
             "memories": sum(p.memories for p in partitions),
             "tombstones": sum(p.tombstones for p in partitions),
+            "replication_lag_seconds": replication.lag_seconds(),
             "replication_lag_changes": max(behind.values(), default=0),
             "peers": {
                 node: {"alive": node in alive, "state": peer.announcement.state, "lag_changes": peer.lag}

@@ -18,9 +18,19 @@ import msgspec
 
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, missing, within
-from crdt_spine.core.messages import Ack, Announcement, Delta, NodeState, Subjects, SyncPage, SyncRequest, encode
+from crdt_spine.core.messages import (
+    Ack,
+    Announcement,
+    Delta,
+    NodeState,
+    SyncPage,
+    SyncRequest,
+    Vectors,
+    encode,
+)
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.replica import Replica, Turn, node_of
+from crdt_spine.core.subjects import Subjects
 from crdt_spine.limits import (
     ANNOUNCE_SECONDS,
     BATCH_BYTES_TARGET,
@@ -52,6 +62,7 @@ class Peer(msgspec.Struct):
     heard: float  # monotonic seconds
     announcement: Announcement
     lag: int = 0  # changes that this node has and the peer, by its word, has not
+    owed: tuple[float, Vectors] | None = None  # the oldest announcement that this node has not reached yet, and when
 
 
 class Replication:
@@ -150,7 +161,11 @@ class Replication:
             for number, vector in self.replica.durable.items()
             if announcement.node in self.replica.peers[number]
         )
-        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag)
+        known = self.peers.get(announcement.node)
+        owed = known.owed if known is not None and known.owed is not None and not self._reached(known.owed[1]) else None
+        if owed is None and not self._reached(announcement.vectors):
+            owed = time.monotonic(), announcement.vectors
+        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, owed)
         self.heard_peer.set()
         own = self.replica.actor
         if any(
@@ -241,6 +256,15 @@ class Replication:
             for node, peer in self.peers.items()
             if now - peer.heard < PEER_SILENT_SECONDS_MAX and peer.announcement.state != "stopping"
         }
+
+    def lag_seconds(self) -> float:
+        """For how long this node has been missing something that a peer announced; 0 where it misses nothing."""
+        owed = [peer.owed for peer in self.peers.values() if peer.owed is not None and not self._reached(peer.owed[1])]
+        return round(max((time.monotonic() - since for since, _ in owed), default=0.0), 3)
+
+    def _reached(self, vectors: Vectors) -> bool:
+        durable = self.replica.durable
+        return all(within(vector, durable[number]) for number, vector in vectors.items() if number in durable)
 
     def _mark_behind(self, number: int, source: str) -> None:
         if number not in self._behind and source != self.node:

@@ -114,16 +114,27 @@ class Engine(Protocol):
         ...
 
     def select(
-        self, selection: Selection, order: Order, limit: int, after: tuple[int, str] | None,
-        partitions: Sequence[int] | None, now: int,
+        self,
+        selection: Selection,
+        order: Order,
+        limit: int,
+        after: tuple[int, str] | None,
+        partitions: Sequence[int] | None,
+        now: int,
     ) -> Iterator[Found]:
         """Living, unexpired records of the selection in (created, id) order, beyond `after`; lazily, so that the
         caller may stop early. `partitions` None means all of them."""
         ...
 
     def search(
-        self, text: str, selection: Selection, order: Order | Literal["relevance"], limit: int,
-        after: tuple[int, str] | None, partitions: Sequence[int] | None, now: int,
+        self,
+        text: str,
+        selection: Selection,
+        order: Order | Literal["relevance"],
+        limit: int,
+        after: tuple[int, str] | None,
+        partitions: Sequence[int] | None,
+        now: int,
     ) -> list[tuple[float, Found]]:
         """As `select`, among those whose content has the words: all of them when ordered by time, any of them when
         ordered by relevance (bm25, best first; the float, smaller is better; `after` is not used then)."""

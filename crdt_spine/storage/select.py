@@ -108,7 +108,7 @@ class _Walk:
         """The window is done."""
         _, low, high = window
         if self.newest:
-            self.high = low - 1
+            self.high = low
         else:
             self.low = high + 1
 

@@ -9,7 +9,6 @@ import logging
 from crdt_spine.limits import MESSAGE_BYTES_MAX
 from crdt_spine.transport.base import Handler, Message, NobodyListens
 
-
 log = logging.getLogger(__name__)
 
 

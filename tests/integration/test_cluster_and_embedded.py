@@ -224,7 +224,7 @@ async def test_an_expired_memory_is_gone_and_its_deletion_is_told(spine: Spine, 
         assert (await anext(updates)).kind == "stored"
         assert await spine.get(mark) == stored
         async with asyncio.timeout(5):
-            while await spine.get(mark) is not None:  # noqa: ASYNC110
+            while await spine.get(mark) is not None:
                 await asyncio.sleep(0.02)
         assert stored.expires_at is not None
         assert datetime.now(UTC) >= stored.expires_at
@@ -399,7 +399,7 @@ async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark
     hello = spine._live.hello
     token = token_text(hello.cluster, hello.region, {3: {"local/nobody@never": 5}})
     started = asyncio.get_running_loop().time()
-    with pytest.raises(StaleToken, match="0.5 s"):
+    with pytest.raises(StaleToken, match=r"0\.5 s"):
         await spine.wait_for(token, timeout=0.5)
     assert asyncio.get_running_loop().time() - started < 2
     # The session asks for no more than before: it goes on.
@@ -409,7 +409,7 @@ async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark
 
 
 async def test_a_token_of_another_cluster_is_refused(spine: Spine) -> None:
-    with pytest.raises(InvalidInput, match="another|is of cluster"):
+    with pytest.raises(InvalidInput, match="is of cluster"):
         await spine.wait_for(token_text("another", "region", {1: {"a": 1}}))
     for text in ("", "st1", "st1!!!", "nonsense", 5, None):
         with pytest.raises(InvalidInput):

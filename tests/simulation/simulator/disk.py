@@ -24,6 +24,7 @@ class Checkpoint:
     vectors: dict[int, Vector] = field(default_factory=dict)
     incarnation: int = 0
     clock: int = 0
+    suspect: frozenset[int] = frozenset()  # partitions to be compared with a peer's, after the disk was rolled back
 
 
 class Disk:

@@ -19,6 +19,7 @@ class Faults:
         self.pause_max = pause_max
         self.rollback = rollback
         self.over = False
+        self.resting = False
         self.counts: Counter[str] = Counter()
         self.kinds = ["crash", "crash", "part", "part", "mend", "break off", "clock"]
         if rollback:
@@ -31,6 +32,9 @@ class Faults:
 
     def _strike(self) -> None:
         if self.over:
+            return
+        if self.resting:
+            self._pause()
             return
         chance = self.world.random
         node = self.cluster.nodes[chance.choice(self.cluster.names)]
@@ -52,7 +56,7 @@ class Faults:
             case "copy":
                 self.cluster.nodes[self.victim].disk.copy()
                 self.world.tell(self.victim, "its disk is copied")
-            case "roll back" if self.cluster.nodes[self.victim].disk.backup and self.cluster.nodes[self.victim].running:
+            case "roll back" if self._may_roll_back():
                 self._roll_back(self.cluster.nodes[self.victim])
             case _:
                 kind = "nothing"
@@ -63,13 +67,31 @@ class Faults:
         node.crash(half_written=self.world.random.random() < 0.5)
         self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
 
+    def _may_roll_back(self) -> bool:
+        """An old disk is put in while the rest of the cluster is well and knows what the node had."""
+        return self.cluster.nodes[self.victim].disk.backup is not None and all(
+            node.serving and (name == self.victim or self.victim in node.repair.heard)
+            for name, node in self.cluster.nodes.items()
+        )
+
     def _roll_back(self, node: Node) -> None:
         node.crash(half_written=False)
         node.tell("its disk becomes what it was when it was copied")
         node.disk.roll_back()
         node.disk_epoch += 1
         self.cluster.check("rolled_back", node)
-        self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
+        network = self.cluster.network
+        network.cut.clear()
+        self.resting, self.loss, network.loss = True, network.loss, 0.0
+        self.world.after(self.world.random.randint(500, 3_000), lambda: None if node.running else node.boot())
+        self.world.after(100, lambda: self._rest_until_serving(node))
+
+    def _rest_until_serving(self, node: Node) -> None:
+        if node.serving:
+            self.resting = False
+            self.cluster.network.loss = 0.0 if self.over else self.loss
+        else:
+            self.world.after(100, lambda: self._rest_until_serving(node))
 
     def _part(self) -> None:
         chance = self.world.random

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
-from simulator.disk import Checkpoint, DictRecords, Disk
-from simulator.repair import Repair
-from simulator.world import START
 
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Change, Delta, SyncPage, Write, encode
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica, Turn, actor_name, node_of
+from simulator.disk import Checkpoint, DictRecords, Disk
+from simulator.repair import Repair
+from simulator.world import START
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
@@ -68,6 +68,7 @@ class Node:
         checkpoint = self.disk.checkpoint
         self.fresh = checkpoint.incarnation == 0
         self.incarnation = checkpoint.incarnation or self.cluster.new_incarnation()
+        self.suspect = checkpoint.suspect
         self.store = DictRecords(checkpoint)
         self.replica = Replica(
             self.name, self.actor, self.store, HybridClock(checkpoint.clock), self.cluster.peers_of(self.name),
@@ -113,29 +114,41 @@ class Node:
         self.running = self.serving = False
 
     def _handshake(self, deadline: int) -> None:
-        unheard = {peer for peers in self.replica.peers.values() for peer in peers} - self.repair.heard.keys()
+        unheard = {peer for peers in self.replica.peers.values() for peer in peers} - self.repair.answered
         if unheard and not self.repair.usurped and self.world.now < deadline:
-            self.later(50, lambda: self._handshake(deadline))
+            self.later(HANDSHAKE_MILLISECONDS // 5, lambda: self._handshake(deadline))
+            self.repair.announce()
             return
         if self.repair.usurped or (unheard and not self.fresh):
             self.reincarnate("rolled back" if self.repair.usurped else f"did not hear {sorted(unheard)}")
         else:
-            self._serve()
+            self.serve()
 
-    def _serve(self) -> None:
-        self.serving = True
+    def serve(self) -> None:
+        """Take writes, unless something is to be compared first."""
+        self.serving = not self.suspect
         self.repair.announce()
+
+    def compared(self, number: int) -> None:
+        """A partition holds nothing any more that was forgotten elsewhere."""
+        self.suspect -= {number}
+        if not self.suspect:
+            self.barrier(lambda: (self._write_identity(), self.serve()))
 
     def reincarnate(self, reason: str) -> None:
         """Make dots under a new name from now on; it is on the disk before the first of them."""
 
+        self.serving = False
+
         def renamed() -> None:
+            if self.repair.usurped:
+                self.suspect = frozenset(self.replica.partitions)
             old, self.incarnation = self.actor, self.cluster.new_incarnation()
             self._write_identity()
             self.replica.actor = self.actor
             self.repair.usurped = False
             self.tell(f"goes on as {self.actor}, no longer {old}: {reason}")
-            self._serve()
+            self.serve()
 
         self.barrier(renamed)
 
@@ -201,12 +214,13 @@ class Node:
                 self.send(node, lambda node, raw=raw: node.take_ack(raw))
 
     def send(self, target: str, deliver: Callable[[Node], None]) -> None:
-        """A message to another node. What a node sent before its disk was rolled back is gone with it."""
-        epoch = self.disk_epoch
+        """A message to another node. It reaches the process that had subscribed when it was sent, or nobody; and what
+        a node sent before its disk was rolled back has arrived, or is gone, when it starts again."""
+        epoch, life = self.disk_epoch, self.cluster.nodes[target].life
 
         def arrive() -> None:
             node = self.cluster.nodes[target]
-            if node.running and self.disk_epoch == epoch:
+            if node.running and node.life == life and self.disk_epoch == epoch:
                 deliver(node)
 
         self.cluster.network.send(self.name, target, arrive)
@@ -217,7 +231,7 @@ class Node:
         return Checkpoint(
             self.through, self.store.encoded(),
             {number: dict(p.vector) for number, p in self.replica.partitions.items()},
-            self.incarnation, self.replica.clock.highest,
+            self.incarnation, self.replica.clock.highest, self.suspect,
         )  # fmt: skip
 
     def _write_identity(self) -> None:
@@ -226,10 +240,10 @@ class Node:
 
     def _flush_regularly(self) -> None:
         checkpoint = self._checkpoint()
-        incarnation = self.incarnation
+        before = self.disk.checkpoint
 
         def written() -> None:
-            if incarnation == self.incarnation:  # else a newer one was written meanwhile
+            if self.disk.checkpoint is before:  # else a newer one was written meanwhile
                 self.disk.checkpoint = checkpoint
                 self.cluster.check("checkpointed", self, checkpoint)
             self.later(FLUSH_MILLISECONDS, self._flush_regularly)

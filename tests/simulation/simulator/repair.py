@@ -30,7 +30,8 @@ _decode_page = msgspec.json.Decoder(SyncPage).decode
 class Sync:
     """One partition being pulled from one peer."""
 
-    def __init__(self, number: int, source: str, have: Vector) -> None:
+    def __init__(self, number: int, source: str, have: Vector, whole: bool) -> None:
+        self.whole = whole
         self.number = number
         self.source = source
         self.have = have
@@ -46,6 +47,9 @@ class Repair:
         self.node = node
         self.world = node.world
         self.heard: dict[str, Announcement] = {}
+        self.numbers: dict[str, int] = {}  # of the newest announcement heard; a broker keeps a sender's order
+        self.announced = 0
+        self.answered: set[str] = set()  # who said what it knows of this node
         self.usurped = False
         self.behind: dict[int, tuple[str, int]] = {}  # partition -> (who has more, since when)
         self.syncs: dict[int, Sync] = {}
@@ -58,15 +62,22 @@ class Repair:
 
     # -- announcements ----------------------------------------------------------------------------------------------
 
-    def announce(self) -> None:
+    def announce(self, answers: str = "") -> None:
+        """Say what is durable here; in answer to a node also what it had said."""
         node = self.node
         vectors = {number: dict(vector) for number, vector in node.replica.durable.items()}
         node.cluster.check("sent", node, "announcement", vectors)
         state = "up" if node.serving else "starting"
-        raw = encode(Announcement(node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors))
+        self.announced += 1
+        number = self.announced
+        announcement = Announcement(
+            node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors, known_of=answers,
+            known=node.replica.known_of(answers) if answers else {},
+        )  # fmt: skip
+        raw = encode(announcement)
         for peer in node.cluster.nodes:
             if peer != node.name:
-                node.send(peer, lambda other: other.repair.take_announcement(raw))
+                node.send(peer, lambda other: other.repair.take_announcement(raw, (node.life, number)))
 
     def _announce_regularly(self) -> None:
         self.announce()
@@ -76,28 +87,27 @@ class Repair:
             self._collect()
         self.node.later(ANNOUNCE_MILLISECONDS, self._announce_regularly)
 
-    def take_announcement(self, raw: bytes) -> None:
+    def take_announcement(self, raw: bytes, number: tuple[int, int]) -> None:
         announcement = _decode_announcement(raw)
+        if number <= self.numbers.get(announcement.node, (0, 0)):
+            return
+        self.numbers[announcement.node] = number
         replica = self.node.replica
-        starting = announcement.state == "starting" and self.node.serving  # two that start must not answer for ever
-        news = announcement.node not in self.heard or starting
         self.heard[announcement.node] = announcement
-        own = replica.actor
-        if any(
-            vector.get(own, 0) > replica.partitions[number].vector.get(own, 0)
-            for number, vector in announcement.vectors.items()
-        ):
+        if announcement.known_of == self.node.name:
+            self.answered.add(announcement.node)
+        if replica.lost(announcement):
             if not self.usurped:
                 self.usurped = True
                 if self.node.serving:
                     self.node.reincarnate("a peer knows changes of it that are not here")
             return
+        if announcement.state == "starting" and not announcement.known_of:
+            self.announce(announcement.node)
         done, behind = replica.hear(announcement)
         self.node.done(done)
-        for number in behind:
-            self.mark_behind(number, announcement.node)
-        if news:
-            self.announce()
+        for partition in behind:
+            self.mark_behind(partition, announcement.node)
 
     def _collect(self) -> None:
         node = self.node
@@ -125,21 +135,30 @@ class Repair:
         return heard is not None and not within(heard.vectors.get(number, {}), partition.vector)
 
     def _look(self) -> None:
+        sources = [name for name, heard in self.heard.items() if heard.state == "up"]
+        for number in sorted(self.node.suspect - self.syncs.keys()):
+            if sources and self.node.incarnation == self.node.disk.checkpoint.incarnation:
+                self._start(Sync(number, self.world.random.choice(sources), {}, True))
         for number, (source, since) in sorted(self.behind.items()):
             if number not in self.syncs and self.world.now - since >= GRACE_MILLISECONDS:
                 del self.behind[number]
                 if self._still_behind(number, source):
-                    have = dict(self.node.replica.partitions[number].vector)
-                    self.syncs[number] = sync = Sync(number, source, have)
-                    self.node.tell(f"pulls partition {number} from {source}, since {have}")
-                    self._ask(sync)
+                    self._start(Sync(number, source, dict(self.node.replica.partitions[number].vector), False))
         self.node.later(100, self._look)
+
+    def _start(self, sync: Sync) -> None:
+        self.syncs[sync.number] = sync
+        what = "all of it" if sync.whole else f"since {sync.have}"
+        self.node.tell(f"pulls partition {sync.number} from {sync.source}, {what}")
+        self._ask(sync)
 
     def _ask(self, sync: Sync) -> None:
         sync.page += 1
         number, page = sync.number, sync.page
         raw = encode(
-            SyncRequest(partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=PAGE_RECORDS)
+            SyncRequest(
+                partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=PAGE_RECORDS, whole=sync.whole
+            )
         )
         self.node.send(sync.source, lambda source: source.repair.take_request(raw, self.node, sync, page))
         self.node.later(PAGE_MILLISECONDS_MAX, lambda: self._time_out(sync, page))
@@ -154,6 +173,8 @@ class Repair:
         node, request = self.node, _decode_request(raw)
         durable = node.replica.durable[request.partition]
         upto = dict(durable) if request.upto is None else request.upto
+        if not within(upto, durable) or (request.whole and node.suspect):
+            return  # its disk was rolled back since it promised that
         records = node.store.changed(request.partition, request.have, request.after, request.limit)
         last = len(records) < request.limit
         page = SyncPage(
@@ -162,6 +183,9 @@ class Repair:
             upto=upto,
             next=None if last else records[-1].id,
             operations=node.replica.operations_since(request.partition, request.have) if last else {},
+            clock=node.replica.clock.highest,
+            after=request.after,
+            whole=request.whole,
         )
         life = asker.life
 
@@ -196,6 +220,8 @@ class Repair:
                 return
             if page.next is None:
                 del self.syncs[sync.number]
+                if sync.whole:
+                    node.compared(sync.number)
                 node.tell(f"has pulled partition {page.partition} from {sync.source}, upto {page.upto}")
             else:
                 sync.upto, sync.after = page.upto, page.next

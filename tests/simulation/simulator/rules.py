@@ -1,5 +1,6 @@
 """Rules that can be taken away, to see that the checkers notice."""
 import contextlib
+
 RULES={}
 @contextlib.contextmanager
 def taken_away(rule):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from simulator.world import Violation
 
 if TYPE_CHECKING:
+    from crdt_spine.core.causality import Vector
+    from crdt_spine.core.messages import Change
+    from crdt_spine.core.replica import Turn
     from simulator.cluster import Cluster
     from simulator.disk import Checkpoint
     from simulator.history import Dot
     from simulator.node import Node
-
-    from crdt_spine.core.causality import Vector
-    from crdt_spine.core.messages import Change
-    from crdt_spine.core.replica import Turn
 
 
 class Checker:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from simulator.checkers import Checker
-
 from crdt_spine.core import codec
+from simulator.checkers import Checker
 
 
 class Convergence(Checker):

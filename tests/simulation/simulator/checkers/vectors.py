@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from simulator.checkers import Checker
-
 from crdt_spine.core.causality import join, within
+from simulator.checkers import Checker
 
 
 class Vectors(Checker):

@@ -1,0 +1,34 @@
+"""The subjects of a cluster: who says what where (docs/ARCHITECTURE.md, "Messages")."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DISCOVERY_SUBJECT: Final = "spine.discover"
+
+
+class Subjects:
+    """The subjects of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.prefix = f"spine.{cluster}"
+        self.deltas = f"{self.prefix}.delta.*"
+        self.gossips = f"{self.prefix}.gossip.*"
+
+    def delta(self, partition: int) -> str:
+        return f"{self.prefix}.delta.{partition}"
+
+    def gossip(self, node: str) -> str:
+        return f"{self.prefix}.gossip.{node}"
+
+    def rpc(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.rpc"
+
+    def ack(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.ack"
+
+    def sync(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.sync"
+
+    def feed(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.feed"
