@@ -33,7 +33,7 @@ FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a p
 
 # -- a node's memory ---------------------------------------------------------------------------------------------
 DIRTY_RECORDS_MAX: Final = 40_000  # acknowledged, not yet in the tables; writers wait above it
-CACHE_BYTES_MAX: Final = 48 * 1024 * 1024  # decoded records kept for reading, estimated
+CACHE_BYTES_MAX: Final = 48 * 1024 * 1024  # decoded records kept for reading, estimated; after a flush up to 1.5 times
 PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, of the connection that writes the tables
 READ_CACHE_BYTES_MAX: Final = 6 * 1024 * 1024  # of each connection that reads them; the system caches the file as well
 JOURNAL_CACHE_BYTES_MAX: Final = 1024 * 1024  # of the journal's; it is only appended to

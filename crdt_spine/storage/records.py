@@ -8,7 +8,6 @@ first: they see every write that was acknowledged.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -44,6 +43,7 @@ class Flush(msgspec.Struct):
 
     entries: dict[str, Entry]
     checkpoint: Checkpoint
+    weight: int = 0
 
 
 class RecordStore:
@@ -53,8 +53,11 @@ class RecordStore:
         self.engine = engine
         self.dirty: dict[str, Entry] = {}
         self.flushing: dict[str, Entry] = {}
-        self._cache: OrderedDict[str, Entry] = OrderedDict()
-        self._cached_bytes = 0
+        # Two generations: what is asked for moves to the young one; when that is full it becomes the old one, and what
+        # was not asked for since the last time is gone. No list to keep in order, and a flush is taken over whole.
+        self._young: dict[str, Entry] = {}
+        self._young_bytes = 0
+        self._old: dict[str, Entry] = {}
 
     # -- one record -------------------------------------------------------------------------------------------------
 
@@ -130,6 +133,7 @@ class RecordStore:
 
     def write_flush(self, flush: Flush) -> None:
         """The blocking part, for a thread of its own. Raises StorageFull: nothing was written."""
+        flush.weight = sum(entry.weight for entry in flush.entries.values())
         rows = [_row(entry.partition, entry.record) for entry in flush.entries.values() if entry.record is not None]
         forget = [id for id, entry in flush.entries.items() if entry.record is None]
         self.engine.flush(rows, forget, flush.checkpoint)
@@ -140,30 +144,29 @@ class RecordStore:
         if not written:
             self.dirty = {**flush.entries, **self.dirty}
             return
-        for id, entry in flush.entries.items():
-            if id not in self.dirty and entry.record is not None:
-                self._remember(id, entry)
+        self._old = flush.entries if flush.weight <= CACHE_BYTES_MAX else {}
+        for id in self.dirty:
+            self._old.pop(id, None)
 
     # -- the cache --------------------------------------------------------------------------------------------------
 
     def _cached(self, id: str) -> Entry | None:
-        entry = self._cache.get(id)
-        if entry is not None:
-            self._cache.move_to_end(id)
+        entry = self._young.get(id)
+        if entry is None:
+            entry = self._old.get(id)
+            if entry is not None:
+                self._remember(id, entry)
         return entry
 
     def _remember(self, id: str, entry: Entry) -> None:
-        self._forget(id)
-        self._cache[id] = entry
-        self._cached_bytes += entry.weight
-        while self._cached_bytes > CACHE_BYTES_MAX:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.weight
+        self._young[id] = entry
+        self._young_bytes += entry.weight
+        if self._young_bytes > CACHE_BYTES_MAX // 2:
+            self._old, self._young, self._young_bytes = self._young, {}, 0
 
     def _forget(self, id: str) -> None:
-        entry = self._cache.pop(id, None)
-        if entry is not None:
-            self._cached_bytes -= entry.weight
+        self._young.pop(id, None)
+        self._old.pop(id, None)
 
 
 def _row(partition: int, record: Record) -> Row:

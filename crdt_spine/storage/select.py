@@ -108,7 +108,7 @@ class _Walk:
         """The window is done."""
         _, low, high = window
         if self.newest:
-            self.high = low
+            self.high = low - 1
         else:
             self.low = high + 1
 
@@ -121,7 +121,7 @@ class _Walk:
             source = "postings p CROSS JOIN records r ON r.key = p.key WHERE p.term = ? AND p.at BETWEEN ? AND ?"
         else:
             source = (
-                f"(SELECT DISTINCT at, key FROM postings WHERE term IN ({_marks(drivers)}) AND at BETWEEN ? AND ?) p"
+                f"(SELECT at, key FROM postings WHERE term IN ({_marks(drivers)}) AND at BETWEEN ? AND ?) p"
                 " CROSS JOIN records r ON r.key = p.key WHERE 1"
             )
         values += (*drivers, low, high)
