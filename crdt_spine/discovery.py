@@ -8,7 +8,7 @@ import secrets
 
 import msgspec
 
-from crdt_spine.core.messages import Hello
+from crdt_spine.core.messages import Hello, Unreadable
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT
 from crdt_spine.errors import ConfigError, ConnectionFailed
 from crdt_spine.transport.base import Message, Transport
@@ -28,7 +28,7 @@ async def discover(transport: Transport, cluster: str | None, timeout: float) ->
     heard = asyncio.Event()
 
     def take(message: Message) -> None:
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        with contextlib.suppress(*Unreadable):
             if not message.nobody:
                 hello = _decode_hello(message.payload)
                 if cluster is None or hello.cluster == cluster:

@@ -22,6 +22,8 @@ METADATA_BYTES_MAX: Final = 16 * 1024  # a memory's metadata as JSON
 TTL_SECONDS_MAX: Final = 100 * 365 * 86_400
 QUERY_LIMIT_MAX: Final = 1_000  # memories a page
 QUERY_TEXT_BYTES_MAX: Final = 4 * 1024
+TOKEN_BYTES_MAX: Final = 1024 * 1024  # a token, version or cursor; a thousand partitions need a tenth of it
+PATH_BYTES_MAX: Final = 4 * 1024  # of a file; PATH_MAX of the usual systems
 RELEVANCE_RESULTS_MAX: Final = 1_000  # how deep one can page by relevance: its cursor names what was shown
 
 # -- messages ----------------------------------------------------------------------------------------------------
@@ -83,6 +85,7 @@ LOG_LINE_BYTES_MAX: Final = 16 * 1024  # looked at as one line
 
 # -- a node's files ----------------------------------------------------------------------------------------------
 WAL_BYTES_TARGET: Final = 32 * 1024 * 1024  # of the tables, before pages go to their place: what is hot goes once
+JOURNAL_WAL_BYTES_TARGET: Final = 4 * 1024 * 1024  # of the journal, which has no pages that are written twice
 JOURNAL_PRUNE_ROWS_MAX: Final = 64  # in one transaction; an append waits for as long
 DATABASE_BUSY_SECONDS_MAX: Final = 5.0  # while another program has a lock on a file of ours
 

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -28,12 +28,13 @@ from crdt_spine.core.messages import (
     Response,
     Result,
     Store,
+    Unreadable,
     Vectors,
     encode,
 )
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.discovery import discover
-from crdt_spine.errors import ConnectionFailed, InvalidInput, QuorumFailed, SpineError, StaleToken
+from crdt_spine.errors import ConnectionFailed, InvalidInput, Outcome, QuorumFailed, SpineError, StaleToken
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
     BATCH_OPERATIONS_MAX,
@@ -48,7 +49,8 @@ SWEEP_SECONDS = 0.05
 PACE_SECONDS = 0.001  # between two batches: under load, fewer and larger ones cost much less processor time
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
-BACK_OFF_SECONDS = 0.05  # before an overloaded node is asked again
+BACK_OFF_SECONDS = 0.05  # before an operation that was turned away is tried again; doubling ...
+BACK_OFF_SECONDS_MAX = 1.0  # ... up to here: thousands of them must not keep an overloaded node busy
 
 _decode = msgspec.json.Decoder(Response).decode
 _ELSEWHERE = frozenset(("Behind", "Busy", "NotHere"))
@@ -58,26 +60,29 @@ class Call:
     """One operation under way."""
 
     __slots__ = (
-        "attempts", "candidates", "deadline", "future", "may_be_applied", "node", "numbers", "operation", "problem",
-        "ready_at", "request", "retry", "sent_at", "use_token",
+        "attempts", "candidates", "deadline", "future", "node", "numbers", "open_attempts", "operation", "problem",
+        "ready_at", "request", "retry", "seconds", "sent_at", "token", "use_token",
     )  # fmt: skip
 
     def __init__(
-        self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int], use_token: bool, deadline: float
-    ) -> None:
+        self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int], use_token: bool,
+        token: Vectors | None, seconds: float, now: float,
+    ) -> None:  # fmt: skip
         self.operation = operation
         self.candidates = candidates
         self.numbers = numbers  # partitions whose token the answer must have reached
         self.use_token = use_token
-        self.deadline = deadline
+        self.token = token  # instead of the session's; such a call travels alone
+        self.seconds = seconds
+        self.deadline = now + seconds
         self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.node = ""
         self.request = 0
         self.sent_at = 0.0
         self.ready_at = 0.0  # not to be sent before
         self.attempts = 0
+        self.open_attempts = 0  # those of which it is not known that they did nothing
         self.retry = False
-        self.may_be_applied = False
         self.problem: Result | None = None
 
 
@@ -96,6 +101,7 @@ class Session:
         self.vectors: Vectors = {}
         self.counts: Counter[str] = Counter()
         self.openings: set[asyncio.Future[None]] = set()  # subscriptions that are about to begin
+        self.closers: set[Callable[[], Awaitable[None]]] = set()  # of what ends with the session
         self.calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
         self._requests = itertools.count(1)
@@ -134,8 +140,10 @@ class Session:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     async def close(self) -> None:
-        """End; operations under way fail with ConnectionFailed."""
+        """End, and the subscriptions with it; operations under way fail with ConnectionFailed."""
         self._closed = True
+        for close in list(self.closers):
+            await close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -143,6 +151,7 @@ class Session:
             if not call.future.done():
                 call.future.set_exception(ConnectionFailed("the session was closed"))
         self.calls.clear()
+        self._room.set()
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.cancel()
@@ -160,18 +169,19 @@ class Session:
 
     async def run(
         self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int] = (), *, use_token: bool = True,
-        timeout: float | None = None,
+        token: Vectors | None = None, timeout: float | None = None,
     ) -> Result:  # fmt: skip
-        """An operation at one of these nodes, with the token of these partitions. Raises SpineErrors."""
-        if self._closed:
-            raise ConnectionFailed("this spine is closed; use it inside its `async with`")
+        """An operation at one of these nodes, with the session's token of these partitions, or with `token`. Raises
+        SpineErrors."""
         while self.openings:
             await asyncio.wait(self.openings)
-        while len(self.calls) >= SESSION_OPERATIONS_MAX:
+        while len(self.calls) >= SESSION_OPERATIONS_MAX and not self._closed:
             self._room.clear()
             await self._room.wait()
-        deadline = self._loop.time() + (self.timeout if timeout is None else timeout)
-        call = Call(operation, candidates, numbers, use_token, deadline)
+        if self._closed:
+            raise ConnectionFailed("this spine is closed; use it inside its `async with`")
+        seconds = self.timeout if timeout is None else timeout
+        call = Call(operation, candidates, numbers, use_token, token, seconds, self._loop.time())
         self.calls[operation.i] = call
         self._post(call)
         try:
@@ -202,18 +212,21 @@ class Session:
         if not self.transport.connected:
             self._later += outbox
             return
-        by_node: dict[tuple[str, bool], list[Call]] = {}
+        by_node: dict[tuple[str, bool, int], list[Call]] = {}
         for call in outbox:
             call.node = self.routing.healthy(call.candidates)
-            by_node.setdefault((call.node, call.retry), []).append(call)
-        for (node, retry), calls in by_node.items():
+            alone = 0 if call.token is None else call.operation.i
+            by_node.setdefault((call.node, call.retry, alone), []).append(call)
+        for (node, retry, _), calls in by_node.items():
             for start in range(0, len(calls), BATCH_OPERATIONS_MAX):
                 self._send(node, retry, calls[start : start + BATCH_OPERATIONS_MAX])
 
     def _send(self, node: str, retry: bool, calls: list[Call]) -> None:
         token: dict[int, Vector] = {}
         for call in calls:
-            if call.use_token:
+            if call.token is not None:
+                token = call.token
+            elif call.use_token:
                 for number in call.numbers:
                     if number in self.vectors:
                         token[number] = self.vectors[number]
@@ -240,7 +253,7 @@ class Session:
         for call in calls:
             call.sent_at, call.request = now, number
             call.attempts += 1
-            call.may_be_applied = call.may_be_applied or isinstance(call.operation, Store | Edit | Delete)
+            call.open_attempts += 1
         self.transport.send(self.subjects.rpc(node), payload, f"{self.inbox}.{node}.{number}")
 
     # -- in ---------------------------------------------------------------------------------------------------------
@@ -252,7 +265,7 @@ class Session:
             return
         try:
             response = _decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         self._heard[response.node] = self._loop.time()
@@ -274,33 +287,37 @@ class Session:
     def _elsewhere(self, call: Call, node: str, result: Result) -> None:
         """This node can't, not now: the next one, after a breath if there is none or it has too much to do."""
         call.problem = result
+        call.open_attempts -= 1
         if call.node != node:
             return  # an answer from where it was before
-        if result.outcome == "not applied" and call.attempts == 1:
-            call.may_be_applied = False
-        call.retry = True
         others = [other for other in call.candidates if other != node]
         call.candidates = [*others, node]
-        call.ready_at = self._loop.time() + BACK_OFF_SECONDS
-        self._later.append(call)
+        call.retry = True
+        call.node = ""
+        self._wait(call)
 
     def _lost(self, node: str, request: int) -> None:
         """The broker says that nobody listens at this node: this request never arrived, others may be unanswered."""
         self.routing.avoid(node)
         for call in list(self.calls.values()):
             if call.node == node and not call.future.done():
-                if call.request == request and call.attempts == 1:
-                    call.may_be_applied = False
+                if call.request == request:
+                    call.open_attempts -= 1
                 self._again(call)
 
     def _again(self, call: Call) -> None:
         call.retry = True
         call.node = ""
         if all(self.routing.avoided(node) for node in call.candidates):
-            call.ready_at = self._loop.time() + BACK_OFF_SECONDS
-            self._later.append(call)
+            self._wait(call)
         else:
             self._post(call)
+
+    def _wait(self, call: Call) -> None:
+        """Not again at once: for longer the more often it was tried."""
+        pause = min(BACK_OFF_SECONDS * 2 ** min(max(call.attempts - 1, 0), 16), BACK_OFF_SECONDS_MAX)
+        call.ready_at = self._loop.time() + pause
+        self._later.append(call)
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -335,14 +352,14 @@ class Session:
                     self._later.append(call)
 
     def _too_late(self, call: Call) -> SpineError:
-        seconds = self.timeout
+        seconds = call.seconds
         write = isinstance(call.operation, Store | Edit | Delete)
         said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
         if call.problem is not None and call.problem.error == "Behind":
             return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
-        if write and (call.may_be_applied or (said and self.transport.connected)):
-            outcome = "unknown" if call.may_be_applied else "not applied"
-            return QuorumFailed(f"the write was not confirmed within {seconds:g} s ({outcome}){said}", outcome=outcome)  # type: ignore[arg-type]
+        if write and (call.open_attempts or (said and self.transport.connected)):
+            outcome: Outcome = "unknown" if call.open_attempts else "not applied"
+            return QuorumFailed(f"the write was not confirmed within {seconds:g} s ({outcome}){said}", outcome=outcome)
         where = getattr(self.transport, "url", "the cluster")
         reason = "the broker is not connected" if not self.transport.connected else "no replica answered"
         return ConnectionFailed(f"{where}: {reason} within {seconds:g} s{said}")

@@ -24,18 +24,24 @@ import msgspec
 
 from crdt_spine import validation
 from crdt_spine.core.clock import at_milliseconds, moment
-from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Result, Status, Store
+from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Result, Status, Store, Vectors
 from crdt_spine.core.placement import generated_id
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.token import Cursor, cursor_of, token_text, token_vectors
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
-from crdt_spine.limits import CONNECT_SECONDS_MAX, OPERATION_SECONDS_MAX, QUERY_TEXT_BYTES_MAX
+from crdt_spine.limits import (
+    CONNECT_SECONDS_MAX,
+    ID_BYTES_MAX,
+    OPERATION_SECONDS_MAX,
+    QUERY_TEXT_BYTES_MAX,
+    TOKEN_BYTES_MAX,
+)
 from crdt_spine.memory import Consistency, Memory, Page
 from crdt_spine.paging import Order, page_of
 from crdt_spine.report import cluster_report
 from crdt_spine.session import Session
 from crdt_spine.subscription import Updates
-from crdt_spine.transport.nats import NatsTransport
+from crdt_spine.transport.nats import NatsTransport, check_url
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
@@ -62,14 +68,14 @@ class Spine:
 
         Raises InvalidInput at once; ConfigError on entering where the file can't be used or is in use.
         """
-        name = validation.agent(agent)
+        name, file = validation.agent(agent), validation.path(path)
 
         async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
             from crdt_spine.embedded import open_session  # an agent of a cluster needs no storage engine
 
-            return await open_session(path, name)
+            return await open_session(file, name)
 
-        return cls(name, opening, validation.consistency(consistency), token)
+        return cls(name, opening, validation.consistency(consistency), validation.token(token))
 
     @classmethod
     def connect(
@@ -81,8 +87,11 @@ class Spine:
 
         Raises InvalidInput at once; on entering ConnectionFailed within 5 s where no broker or no node answers.
         """
+        check_url(url)
         name = validation.agent(agent)
         seconds = validation.seconds("timeout", timeout)
+        cluster = validation.optional("cluster", cluster, ID_BYTES_MAX)
+        zone = validation.optional("zone", zone, ID_BYTES_MAX)
 
         async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
             loop = asyncio.get_running_loop()
@@ -102,7 +111,7 @@ class Spine:
 
             return session, closing
 
-        return cls(name, opening, validation.consistency(consistency), token)
+        return cls(name, opening, validation.consistency(consistency), validation.token(token))
 
     async def __aenter__(self) -> Spine:
         if self._session is not None:
@@ -125,6 +134,7 @@ class Spine:
         """End the session; `async with` does it by itself."""
         closing, self._closing = self._closing, None
         if closing is not None:
+            self._session = None
             await closing()
 
     def for_agent(self, agent: str) -> Spine:
@@ -156,6 +166,8 @@ class Spine:
         All are checked before the first is sent. If one fails, its error is raised after all others are done.
         """
         session = self._live
+        if isinstance(memories, str | bytes | Mapping) or not isinstance(memories, Iterable):
+            raise InvalidInput(f"memories must be a list of mappings, not {type(memories).__name__}")
         operations = []
         for index, one in enumerate(memories):
             if not isinstance(one, Mapping):
@@ -193,8 +205,6 @@ class Spine:
         """Change parts of a memory; what is not named stays. `metadata`: keys to set, None removes one; `ttl` None:
         for ever. Raises NotFound, VersionConflict, InvalidInput, QuorumFailed, ConnectionFailed."""
         session = self._live
-        if if_version is not None and not isinstance(if_version, str):
-            raise InvalidInput(f"if_version must be the text of a memory's version, not {type(if_version).__name__}")
         expires: int | msgspec.UnsetType | None = msgspec.UNSET
         if ttl is not ...:
             milliseconds = validation.ttl_milliseconds(ttl)
@@ -208,7 +218,7 @@ class Spine:
             metadata=validation.metadata(metadata, removals=True),
             add=validation.tags("add_tags", add_tags),
             remove=validation.tags("remove_tags", remove_tags),
-            if_version=if_version,
+            if_version=validation.optional("if_version", if_version, TOKEN_BYTES_MAX),
             acks=self._acks(consistency),
             agent=self._other_agent(session),
         )
@@ -315,18 +325,20 @@ class Spine:
         session = self._live
         seconds = validation.seconds("timeout", timeout)
         vectors = self._vectors(token)
-        session.see(vectors)
 
-        async def reach(number: int) -> None:
-            await session.run(
-                Reach(i=session.number()), session.layout.replicas[number], (number,), timeout=seconds
-            )  # fmt: skip
+        parts: dict[tuple[str, ...], Vectors] = {}
+        for number, vector in vectors.items():
+            parts.setdefault(session.layout.replicas[number], {})[number] = vector
+
+        async def reach(nodes: tuple[str, ...], part: Vectors) -> None:
+            await session.run(Reach(i=session.number()), nodes, token=part, timeout=seconds)
 
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*map(reach, vectors))
+                await asyncio.gather(*[reach(nodes, part) for nodes, part in parts.items()])
         except (TimeoutError, StaleToken) as error:
             raise StaleToken(f"the token was not reached by any replica within {seconds:g} s") from error
+        session.see(vectors)
 
     # -- the cluster ------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator
 from types import TracebackType
 
 import msgspec
 
 from crdt_spine.core.causality import Vector, join, within
-from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Vectors, encode
+from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Unreadable, Vectors, encode
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.token import token_text
 from crdt_spine.errors import ConnectionFailed
@@ -61,7 +60,6 @@ class Updates(AsyncIterator[Update]):
         self._queue: asyncio.Queue[tuple[_Source, Update]] = asyncio.Queue()
         self._sources: dict[str, _Source] = {}
         self._orphans: set[int] = set()  # partitions that no feed serves at the moment
-        self._numbers = itertools.count()
         self._inbox = f"_INBOX.spine.feed.{session.id}.{id(self):x}"
         self._subscription: Subscription | None = None
         self._closed = False
@@ -71,6 +69,7 @@ class Updates(AsyncIterator[Update]):
         self._opened: asyncio.Future[None] = loop.create_future()
         self._opened.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
         session.openings.add(self._opened)  # later operations of this session come after it
+        session.closers.add(self.close)
         self._deadline = loop.time() + session.timeout
         self._task = loop.create_task(self._run())
 
@@ -118,6 +117,7 @@ class Updates(AsyncIterator[Update]):
         if self._closed:
             return
         self._closed = True
+        self._session.closers.discard(self.close)
         for source in self._sources.values():
             self._session.transport.send(self._session.subjects.feed(source.node), encode(FeedClose(feed=source.id)))
         self._task.cancel()
@@ -168,7 +168,7 @@ class Updates(AsyncIterator[Update]):
             if not part:
                 continue
             source = _Source(
-                f"{self._session.id}-{next(self._numbers)}",
+                f"{self._session.id}-{self._session.number()}",
                 self._session.routing.healthy(candidates),
                 part,
                 self._loop.time(),
@@ -215,7 +215,7 @@ class Updates(AsyncIterator[Update]):
             return
         try:
             batch = _decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self._session.counts["refused"] += 1
             return
         source.heard = self._loop.time()

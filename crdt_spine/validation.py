@@ -7,6 +7,7 @@ wrong with it and what is allowed.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -136,6 +137,23 @@ def time(name: str, value: object) -> int | None:
     if not 0 <= milliseconds < 1 << 47:
         raise InvalidInput(f"{name} must lie between the years 1970 and 6000, not {value.isoformat()}")
     return at_milliseconds(round(milliseconds))
+
+
+def optional(name: str, value: object, bytes_max: int) -> str | None:
+    """A string, or None."""
+    return None if value is None else text(name, value, bytes_max)
+
+
+def path(value: object) -> str:
+    """Where a node of one's own keeps its data."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidInput(f"path must be a string or a path, not {_kind(value)}")
+    return text("path", os.fspath(value), limits.PATH_BYTES_MAX)
+
+
+def token(value: object) -> str | None:
+    """A token's text; what is in it, its cluster checks."""
+    return optional("token", value, limits.TOKEN_BYTES_MAX)
 
 
 def consistency(value: object) -> Consistency | None:

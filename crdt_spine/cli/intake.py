@@ -38,32 +38,31 @@ class Intake:
         self._tell = failed
         self._agents: dict[str, Spine] = {}
         self._slots = asyncio.Semaphore(IMPORT_IN_FLIGHT_MAX)
+        self._feeding: asyncio.Task[None] | None = None
         self._storing: set[asyncio.Task[None]] = set()
         self._by_id: dict[str, asyncio.Task[None]] = {}
         self._broken: BaseException | None = None  # an error that no line can cause
 
     async def run(self, batches: AsyncIterable[list[Line]]) -> None:
         """Store every line. Raises OSError where they can't be read; when cancelled, nothing goes on."""
+        feeding = self._feeding = asyncio.get_running_loop().create_task(self._feed(batches))
         try:
-            async for batch in batches:
-                for number, line in batch:
-                    if self._over:
-                        break
-                    if line is None or line.strip():
-                        await self._take(number, line)
-                if self._over:
-                    break
+            await asyncio.wait((feeding,))
             while self._storing:
                 await asyncio.wait(self._storing)
             if self._broken is not None:
                 raise self._broken
+            if not feeding.cancelled():
+                feeding.result()
         finally:
-            for task in self._storing:
+            for task in (feeding, *self._storing):
                 task.cancel()
 
-    @property
-    def _over(self) -> bool:
-        return self.unavailable is not None or self._broken is not None
+    async def _feed(self, batches: AsyncIterable[list[Line]]) -> None:
+        async for batch in batches:
+            for number, line in batch:
+                if line is None or line.strip():
+                    await self._take(number, line)
 
     async def _take(self, number: int, line: bytes | None) -> None:
         try:
@@ -95,17 +94,24 @@ class Intake:
             await spine.store(**arguments)
             self.stored += 1
         except SpineError as error:
+            self._fail(number, error)
             if is_unavailable(error) and self.unavailable is None:
                 self.unavailable = error
-            self._fail(number, error)
+                self._stop()
 
     def _done(self, task: asyncio.Task[None], id: str | None) -> None:
         self._slots.release()
         self._storing.discard(task)
         if id is not None and self._by_id.get(id) is task:
             del self._by_id[id]
-        if not task.cancelled():
-            self._broken = self._broken or task.exception()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
+            self._stop()
+
+    def _stop(self) -> None:
+        """Read no further, also where there is nothing to read at the moment."""
+        if self._feeding is not None:
+            self._feeding.cancel()
 
     def _fail(self, number: int, error: SpineError) -> None:
         self.failed += 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from crdt_spine.core.messages import Unreadable, Whole
 from crdt_spine.core.record import UNBORN, Life, Record
 from crdt_spine.core.registers import NEVER, Origin, Register
 
@@ -19,17 +20,13 @@ class Garbled(ValueError):
     """These bytes are no record."""
 
 
-#: Bounded, so that garbage never becomes a time that no calendar has, or an index that counts from the end.
-_Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-
 class _StoredLife(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     at: Annotated[int, msgspec.Meta(ge=-1)]  # index of its origin; -1: nobody stored or deleted it yet
     alive: bool
-    agent: _Natural
-    created: _Natural | None  # None: the origin's time
+    agent: Whole
+    created: Whole | None  # None: the origin's time
     thread: str | None = None
-    clock: dict[str, int] = {}
+    clock: dict[str, Whole] = {}
     tags: tuple[str, ...] = ()
 
 
@@ -38,15 +35,15 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, g
 
     actors: list[str]
     agents: list[str]
-    origins: list[tuple[_Natural, _Natural, _Natural, _Natural]]
-    version: list[_Natural]  # by actor index
+    origins: list[tuple[Whole, Whole, Whole, Whole]]
+    version: list[Whole]  # by actor index
     life: _StoredLife
-    content: tuple[_Natural, str | None] | None
-    importance: tuple[_Natural, float | None] | None
-    expires: tuple[_Natural, _Natural | None] | None
-    tags: dict[str, list[_Natural]]
-    metadata: dict[str, tuple[_Natural, Any]]
-    silent: list[tuple[_Natural, _Natural]] = []  # (actor index, time) of last changes that left no origin
+    content: tuple[Whole, str | None] | None
+    importance: tuple[Whole, float | None] | None
+    expires: tuple[Whole, Whole | None] | None
+    tags: dict[str, list[Whole]]
+    metadata: dict[str, tuple[Whole, Any]]
+    silent: list[tuple[Whole, Whole]] = []  # (actor index, time) of last changes that left no origin
 
 
 def pack(record: Record) -> Stored:
@@ -86,9 +83,6 @@ def unpack(id: str, stored: Stored) -> Record:
         raise Garbled(f"record {id!r} refers to an actor, agent or origin that it does not list") from error
 
 
-#: Deep nesting and invalid UTF-8 are not among msgspec's own errors.
-_NO_RECORD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _from_msgpack = msgspec.msgpack.Decoder(Stored).decode
 _to_json = msgspec.json.Encoder().encode
@@ -104,7 +98,7 @@ def from_bytes(id: str, data: bytes) -> Record:
     """The record that `to_bytes` gave. Raises Garbled."""
     try:
         return unpack(id, _from_msgpack(data))
-    except _NO_RECORD as error:
+    except Unreadable as error:
         raise Garbled(f"record {id!r} in the tables: {error}") from error
 
 
@@ -117,7 +111,7 @@ def from_json(id: str, data: msgspec.Raw) -> Record:
     """The record of a sync page. Raises Garbled."""
     try:
         return unpack(id, _from_json(data))
-    except _NO_RECORD as error:
+    except Unreadable as error:
         raise Garbled(f"record {id!r} in a sync page: {error}") from error
 
 

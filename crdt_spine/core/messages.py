@@ -278,8 +278,8 @@ class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="respo
 class FeedOpen(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-open/1"):
     """Send updates of a selection to `inbox`, after `token` (None: from now on). `credit` updates may be under way."""
 
-    feed: str
-    inbox: str
+    feed: Annotated[str, msgspec.Meta(max_length=128)]
+    inbox: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[^\s*>]+$")]  # a broker closes who sends elsewhere
     selection: Selection
     partitions: tuple[int, ...]
     credit: Annotated[int, msgspec.Meta(ge=1)]

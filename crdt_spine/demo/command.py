@@ -19,6 +19,7 @@ from typing import Final
 import click
 from rich import box
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +32,8 @@ from crdt_spine.demo.scene import Scene
 from crdt_spine.errors import InvalidInput, SpineError
 
 ROWS_DEFAULT: Final = 600
-ROWS_MAX: Final = 10_000
+ROWS_MAX: Final = 5_000
+LINES_MIN: Final = 16  # of a terminal, for the picture
 PLAY_SECONDS_MAX: Final = 150.0  # far more than it takes; a demo ends by itself
 
 
@@ -57,7 +59,8 @@ def demo(data: Path, maps: tuple[str, ...], limit: int, quick: bool, plain: bool
         sys.exit(2)
     console.print(Text(_introduction(data, sample)), soft_wrap=True)
     try:
-        evidence = asyncio.run(_play(sample, QUICK if quick else FULL, console, console.is_terminal and not plain))
+        live = not plain and sys.stdout.isatty() and not console.is_dumb_terminal and console.height >= LINES_MIN
+        evidence = asyncio.run(_play(sample, QUICK if quick else FULL, console, live))
     except SpineError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(1)
@@ -68,30 +71,29 @@ def demo(data: Path, maps: tuple[str, ...], limit: int, quick: bool, plain: bool
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    facts = judge(evidence)
-    summarise(facts, console)
-    sys.exit(0 if all(fact.holds for fact in facts) else 1)
+    sys.exit(summarise(judge(evidence), console))
 
 
-def summarise(facts: Sequence[Fact], console: Console) -> None:
-    """The facts as a table, and one line that says whether they hold."""
+def summarise(facts: Sequence[Fact], console: Console) -> int:
+    """Show the facts as a table, and one line that says whether they hold; the exit code."""
     utf = console.encoding.lower().startswith("utf")
-    table = Table(box=box.ROUNDED if utf else box.ASCII, show_header=False, pad_edge=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column()
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for justify in ("left", "left", "right"):
+        table.add_column(no_wrap=True, justify=justify)
+    table.add_column(overflow="fold")
     for fact in facts:
         style = "green" if fact.holds else "bold red"
         tick = ("✔" if fact.holds else "✘") if utf else ("ok" if fact.holds else "NO")
         table.add_row(Text(tick, style), fact.name, Text(fact.count, style), Text(fact.how))
-    console.print(table)
+    frame = box.ROUNDED if utf else box.ASCII
+    console.print(Panel(table, title="what held", title_align="left", border_style="dim", box=frame, expand=False))
     wrong = [fact.name for fact in facts if not fact.holds]
     if wrong:
         said = f"demo: {len(wrong)} of {len(facts)} facts do not hold: {', '.join(wrong)}"
     else:
         said = f"demo: all {len(facts)} facts hold"
     console.print(Text(said, "bold red" if wrong else "bold green"), soft_wrap=True)
+    return 1 if wrong else 0
 
 
 def _introduction(data: Path, sample: Sample) -> str:

@@ -18,21 +18,18 @@ from crdt_spine.memory import Memory
 
 
 class Account(msgspec.Struct):
-    """One subscription. `expected`: the memories that had to come as stored; `stored`: how many of them did."""
+    """One subscription. `expected`: the memories that had to come as stored; `stored`: how many of them did;
+    `slowest_seconds`: the longest that one of these took from its acknowledgement until it was here."""
 
     expected: int
     stored: int
-    updated: int
+    slowest_seconds: float
     problems: list[str]
 
 
 def expected_stored(feed: Feed, writes: Sequence[Write]) -> set[str]:
     """The ids that must come as stored: acknowledged stores that fit the subscription as they were stored."""
-    return {
-        write.id
-        for write in writes
-        if write.kind == "store" and write.memory is not None and feed.follow.matches(write.memory)
-    }
+    return set(_expected(feed, writes))
 
 
 def complete(feed: Feed, writes: Sequence[Write]) -> bool:
@@ -48,11 +45,11 @@ def current(feed: Feed, final: Mapping[str, Memory]) -> bool:
 
 def account(feed: Feed, writes: Sequence[Write], final: Mapping[str, Memory]) -> Account:
     """Hold a subscription against the writes and against what the nodes have in the end."""
-    expected = expected_stored(feed, writes)
+    expected = _expected(feed, writes)
     stored = Counter(delivery.memory.id for delivery in feed.deliveries if delivery.kind == "stored")
     versions = Counter((delivery.memory.id, delivery.memory.version) for delivery in feed.deliveries)
     where = f"{feed.agent}, {feed.follow}"
-    problems = [f"{where}: {id} was not delivered" for id in sorted(expected - stored.keys())]
+    problems = [f"{where}: {id} was not delivered" for id in sorted(expected.keys() - stored.keys())]
     problems += [f"{where}: {id} came {n} times as stored" for id, n in stored.items() if n > 1]
     problems += [f"{where}: {id} came {n} times at one version" for (id, _), n in versions.items() if n > 1]
     problems += [
@@ -61,8 +58,20 @@ def account(feed: Feed, writes: Sequence[Write], final: Mapping[str, Memory]) ->
         if not feed.follow.matches(delivery.memory)
     ]
     problems += [f"{where}: the last update of {id} did not come" for id in _outdated(feed, final)]
-    updated = sum(delivery.kind == "updated" for delivery in feed.deliveries)
-    return Account(len(expected), len(expected & stored.keys()), updated, problems)
+    slowest = max(
+        (d.at - expected[d.memory.id] for d in feed.deliveries if d.memory.id in expected and d.kind == "stored"),
+        default=0.0,
+    )
+    return Account(len(expected), len(expected.keys() & stored.keys()), max(0.0, slowest), problems)
+
+
+def _expected(feed: Feed, writes: Sequence[Write]) -> dict[str, float]:
+    """What must come as stored, and when it was acknowledged."""
+    return {
+        write.id: write.ended
+        for write in writes
+        if write.kind == "store" and write.memory is not None and feed.follow.matches(write.memory)
+    }
 
 
 def _outdated(feed: Feed, final: Mapping[str, Memory]) -> list[str]:

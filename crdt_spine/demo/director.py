@@ -23,7 +23,6 @@ from crdt_spine.demo.ledger import Ledger
 from crdt_spine.demo.scene import NodeState, Scene, Tone
 from crdt_spine.demo.stage import Outage, Stage
 from crdt_spine.errors import SpineError
-from crdt_spine.memory import Memory
 from crdt_spine.spine import Spine
 
 LOOK_SECONDS: Final = 0.25  # between looks at the nodes, for the picture
@@ -42,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
     away: float
 
 
-FULL: Final = Plan(writing=15.0, kill_at=4.5, away=4.0)
+FULL: Final = Plan(writing=18.0, kill_at=5.5, away=4.5)
 QUICK: Final = Plan(writing=4.5, kill_at=1.2, away=1.5)
 
 
@@ -66,7 +65,7 @@ async def _perform(players: Sequence[Player], plan: Plan, stage: Stage, scene: S
             Agent(player, number, spine, ledger, scene.agents[player.name])
             for number, (player, spine) in enumerate(await _connected(open_things, stage.url, players), 1)
         ]
-        always: list[Coroutine[Any, Any, None]] = [_look(inspector, scene, stage, ledger)]
+        always: list[Coroutine[Any, Any, None]] = [_look(node, inspector, scene, stage, ledger) for node in scene.nodes]
         for agent in agents:
             for follow, updates in agent.subscriptions():
                 await open_things.enter_async_context(updates)
@@ -149,17 +148,17 @@ async def _level(observer: Spine) -> bool:
     )
 
 
-async def _look(inspector: Inspector, scene: Scene, stage: Stage, ledger: Ledger) -> None:
-    """Keep the picture of the nodes fresh, until cancelled."""
+async def _look(node: str, inspector: Inspector, scene: Scene, stage: Stage, ledger: Ledger) -> None:
+    """Keep the picture of a node fresh, until cancelled."""
+    view = scene.nodes[node]
     while True:
-        reports = await asyncio.gather(*[inspector.report(node) for node in scene.nodes])
-        fullest = max((report["memories"] for report in reports if report is not None), default=0)
-        for view, report in zip(scene.nodes.values(), reports, strict=True):
-            if report is not None and view.pid == report["pid"]:
-                view.memories, view.feeds = report["memories"], report["feeds"]
-                view.lag = max(report["replication_lag_changes"], fullest - view.memories)
-            elif view.state is not NodeState.UP and stage.outage is not None:
-                view.lag = _missed(stage.outage, ledger)
+        report = await inspector.report(node) if view.state is not NodeState.KILLED else None
+        if report is not None and view.pid == report["pid"]:
+            view.memories, view.feeds = report["memories"], report["feeds"]
+            fullest = max(other.memories for other in scene.nodes.values() if other.state is not NodeState.KILLED)
+            view.lag = max(report["replication_lag_changes"], fullest - view.memories)
+        elif view.state is not NodeState.UP and stage.outage is not None:
+            view.lag = _missed(stage.outage, ledger)
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -184,12 +183,14 @@ async def _settle(
     scene.act = "counting"
     scene.say("asking each node alone for every memory")
     ids = [write.id for write in ledger.writes if write.kind == "store" and write.memory is not None]
-    found: dict[str, dict[str, Memory]] = {}
+    found: Contents = {}
     for node in inspector.nodes:
         try:
             found[node] = await inspector.get(node, ids)
         except SpineError as error:
             scene.say(f"{node} can't be asked: {error}", Tone.BAD)
+    for node, memories in listed.items():
+        scene.nodes[node].memories, scene.nodes[node].lag = len(memories), 0
     scene.act = "done"
     return Evidence(
         planned=scene.planned,
@@ -206,7 +207,7 @@ async def _same_everywhere(inspector: Inspector, ledger: Ledger) -> tuple[Conten
     """What each node has, once it is the same; and how long that took from the last acknowledgement on."""
     deadline = time.monotonic() + LEVEL_SECONDS_MAX
     while True:
-        listed: dict[str, dict[str, Memory]] = {}
+        listed: Contents = {}
         for node in inspector.nodes:
             try:
                 listed[node] = await inspector.all_memories(node)

@@ -22,7 +22,7 @@ from crdt_spine.memory import Memory
 
 EXAMPLES_MAX: Final = 3  # of what went wrong, in a fact's words
 
-Contents = Mapping[str, Mapping[str, Memory]]  # node -> id -> memory
+Contents = dict[str, dict[str, Memory]]  # node -> id -> memory
 
 
 class Evidence(msgspec.Struct):
@@ -135,52 +135,51 @@ def concurrent_edits(writes: Sequence[Write]) -> int:
 
 
 def _stored(evidence: Evidence) -> Fact:
-    stored = sum(write.kind == "store" and write.memory is not None for write in evidence.ledger.writes)
-    agents = len({write.agent for write in evidence.ledger.writes if write.kind == "store"})
-    return Fact("memories stored", stored == evidence.planned, f"{stored} of {evidence.planned}", f"by {agents} agents")
+    stores = [write for write in evidence.ledger.writes if write.kind == "store"]
+    stored = sum(write.memory is not None for write in stores)
+    how = f"by {len({write.agent for write in stores})} agents"
+    return Fact("memories stored", stored == evidence.planned, f"{stored} of {evidence.planned}", how)
 
 
 def _failed(evidence: Evidence) -> Fact:
     ledger = evidence.ledger
     operations = len(ledger.writes) + ledger.reads
     slowest = max((write.ended - write.started for write in ledger.writes if write.memory is not None), default=0.0)
-    how = f"of {operations} operations; the slowest write took {slowest:.2f} s"
+    how = f"of {operations}; slowest write {slowest:.2f} s"
     return Fact("operations failed", not ledger.failures, str(len(ledger.failures)), _examples(ledger.failures) or how)
 
 
 def _lost(evidence: Evidence) -> Fact:
     writes = evidence.ledger.writes
-    acknowledged = [write for write in writes if write.memory is not None]
     lost: dict[int, str] = {}
     for contents in (evidence.listed, evidence.found):
         for node, memories in contents.items():
             for write in lost_writes(writes, memories):
                 lost.setdefault(id(write), f"the {write.kind} of {write.id} by {write.agent} on {node}")
     complete = set(evidence.nodes) == evidence.listed.keys() == evidence.found.keys()
-    how = (
-        f"of {len(acknowledged)} acknowledged, asked of each of {len(evidence.found)} nodes alone; "
-        f"{concurrent_edits(writes)} memories were edited by several agents at once"
-    )
+    acknowledged = sum(write.memory is not None for write in writes)
+    how = f"of {acknowledged} acknowledged; each looked for on each of {len(evidence.nodes)} nodes alone"
     if not complete:
         how = "not every node could be asked"
     return Fact("writes lost", complete and not lost, str(len(lost)), _examples(list(lost.values())) or how)
 
 
 def _reads(evidence: Evidence) -> Fact:
-    ledger = evidence.ledger
-    how = f"of {ledger.reads} reads by agents that had written there, wherever they were answered"
-    return Fact("reads behind own writes", not ledger.stale, str(len(ledger.stale)), _examples(ledger.stale) or how)
+    stale = evidence.ledger.stale
+    return Fact(
+        "reads behind own writes", not stale, str(len(stale)), _examples(stale) or f"of {evidence.ledger.reads}"
+    )
 
 
 def _delivered(evidence: Evidence) -> Fact:
     final = next(iter(evidence.listed.values()), {})
     accounts = [account(feed, evidence.ledger.writes, final) for feed in evidence.ledger.feeds]
     problems = [problem for one in accounts for problem in one.problems]
-    stored, updated = sum(one.stored for one in accounts), sum(one.updated for one in accounts)
-    expected = sum(one.expected for one in accounts)
+    stored, expected = sum(one.stored for one in accounts), sum(one.expected for one in accounts)
+    slowest = max((one.slowest_seconds for one in accounts), default=0.0)
     how = (
-        f"{len(accounts)} subscriptions: {stored} of {expected} new memories, each once, and {updated} updates; "
-        "each subscriber has what the nodes have"
+        f"to {len(accounts)} subscriptions; {stored} of {expected} new memories, each once, "
+        f"{slowest:.2f} s after their writes at most"
     )
     count = str(evidence.ledger.delivered)
     return Fact("updates delivered", bool(final) and not problems, count, _examples(problems) or how)
@@ -201,25 +200,27 @@ def _outage(evidence: Evidence) -> Fact:
 def _converged(evidence: Evidence) -> Fact:
     outage, settled = evidence.outage, evidence.settled_seconds
     if outage is None or not outage.level or settled is None:
-        return Fact("time to converge", False, "never", "the node did not get level with the others in time")
-    how = f"from the start of {outage.node}'s new process until it was level; {settled:.2f} s after the very last write"
+        return Fact("time to converge", False, "never", "the nodes did not get level in time")
+    how = f"from {outage.node}'s new start until it was level; from the very last write {settled:.2f} s"
     return Fact("time to converge", True, f"{outage.level - outage.started:.2f} s", how)
 
 
 def _identical(evidence: Evidence) -> Fact:
     digests = {node: digest(memories) for node, memories in evidence.listed.items()}
-    different = set(digests.values())
-    if len(different) == 1 and len(digests) == len(evidence.nodes):
-        sizes = {len(memories) for memories in evidence.listed.values()}
-        how = f"each has the same {max(sizes)} memories, versions included: sha256 {different.pop()[:12]}"
-        return Fact("nodes identical", evidence.settled_seconds is not None, str(len(digests)), how)
+    if len(digests) == len(evidence.nodes) and len(set(digests.values())) == 1:
+        size = len(next(iter(evidence.listed.values())))
+        edited = concurrent_edits(evidence.ledger.writes)
+        how = f"{size} memories, {edited} of them edited by several agents at once; sha256 {digests.popitem()[1][:12]}"
+        return Fact("nodes identical", True, f"{len(evidence.nodes)} of {len(evidence.nodes)}", how)
     shown = ", ".join(f"{node}: {len(evidence.listed[node])} memories, {text[:8]}" for node, text in digests.items())
     return Fact("nodes identical", False, "no", shown or "no node could be asked")
 
 
 def _ended(evidence: Evidence) -> Fact:
-    how = f"of {evidence.started} started: the broker, the nodes, and the killed one's successor"
-    return Fact("processes left running", not evidence.left and evidence.started > 0, str(evidence.left), how)
+    return Fact(
+        "processes left running", not evidence.left and evidence.started > 0, str(evidence.left),
+        f"of {evidence.started} started",
+    )  # fmt: skip
 
 
 def _examples(problems: Sequence[str]) -> str:

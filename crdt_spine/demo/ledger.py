@@ -32,10 +32,11 @@ class Write(msgspec.Struct):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One update that a subscription brought."""
+    """One update that a subscription brought, and when."""
 
     kind: Literal["stored", "updated", "deleted"]
     memory: Memory
+    at: float
 
 
 class Feed(msgspec.Struct):
@@ -96,7 +97,7 @@ class Ledger:
 
     def deliver(self, feed: Feed, update: Update) -> None:
         """An update arrived."""
-        feed.deliveries.append(Delivery(update.kind, update.memory))
+        feed.deliveries.append(Delivery(update.kind, update.memory, time.monotonic()))
         self.delivered += 1
 
     def read(self, agent: str, what: str, holds: bool) -> None:

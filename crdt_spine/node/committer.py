@@ -39,7 +39,8 @@ class Committer:
         self.rows: deque[tuple[int, int]] = deque()  # (sequence, operations in it), for pruning
         self._thread = ThreadPoolExecutor(1, "journal")
         self._wake = asyncio.Event()
-        self._barriers: list[asyncio.Future[None]] = []
+        self._barriers: list[asyncio.Future[bool]] = []  # for the next turn
+        self._reached: list[asyncio.Future[bool]] = []  # for the turn that is being written
         self._committing = False
         self._last_entries = 0
 
@@ -48,13 +49,21 @@ class Committer:
         self._wake.set()
 
     async def barrier(self) -> None:
-        """Return once everything that has taken effect in memory so far is durable."""
+        """Return once everything that has taken effect in memory so far is durable, however long the disk is full."""
+        while not await self.durable():
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def durable(self) -> bool:
+        """Wait until everything that has taken effect in memory so far is durable; False: the disk is full, it is not,
+        and nobody knows when."""
         if not self._committing and not self._wake.is_set():
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return True
+        if self.full:
+            return False
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._barriers.append(future)
         self._wake.set()
-        await future
+        return await future
 
     async def run(self) -> None:
         """Commit, until cancelled."""
@@ -63,7 +72,7 @@ class Committer:
             if self._last_entries >= GATHER_FROM:
                 await asyncio.sleep(GATHER_SECONDS)
             self._wake.clear()
-            barriers, self._barriers = self._barriers, []
+            self._reached, self._barriers = self._barriers, []
             turn = self.replica.end_turn()
             if not turn.empty:
                 self._committing = True
@@ -71,9 +80,7 @@ class Committer:
                 self._last_entries = len(turn.journal)
                 self.on_settled(turn, self.replica.persisted(turn))
                 self._committing = False
-            for barrier in barriers:
-                if not barrier.done():
-                    barrier.set_result(None)
+            _release(self._reached, True)
 
     async def _write(self, turn: Turn) -> None:
         loop = asyncio.get_running_loop()
@@ -86,6 +93,7 @@ class Committer:
                     if not self.full:
                         log.error("the journal can't be written, no more writes are taken: %s", error)
                     self.full = True
+                    _release(self._reached + self._barriers, False)
                     await asyncio.sleep(RETRY_SECONDS)
             if self.full:
                 log.warning("the journal can be written again")
@@ -95,6 +103,13 @@ class Committer:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+
+
+def _release(barriers: list[asyncio.Future[bool]], durable: bool) -> None:
+    """Let those go on that wait at a barrier, knowing whether it is reached."""
+    for barrier in barriers:
+        if not barrier.done():
+            barrier.set_result(durable)
 
 
 def _rows(journal: list[bytes]) -> list[bytes]:

@@ -54,6 +54,7 @@ class Feed:
         self.selection = opened.selection
         self.positions = positions
         self.behind: set[int] = set()
+        self.unread: set[int] = set()  # of these, the ones to be read even where the position is level
         self.credit = opened.credit
         self.sent = 0
         self.taken = 0
@@ -96,8 +97,8 @@ class Feeds:
 
     # -- the subscriber's commands ----------------------------------------------------------------------------------
 
-    def command(self, command: FeedCommand) -> None:
-        """Open, feed or close a feed."""
+    def command(self, command: FeedCommand, reply: str = "") -> None:
+        """Open, feed or close a feed. Who feeds one that is not here any more is told so at `reply`."""
         match command:
             case FeedOpen():
                 self._open(command)
@@ -105,6 +106,9 @@ class Feeds:
                 feed = self.feeds.get(command.feed)
                 if feed is not None:
                     feed.take(command.taken, self.now())
+                elif reply:
+                    problem = "this node does not have the feed"
+                    self.transport.send(reply, encode(FeedBatch(feed=command.feed, number=0, error=problem)))
             case FeedClose():
                 self._close(command.feed)
 
@@ -132,6 +136,10 @@ class Feeds:
             for number, position in positions.items()
             if not within(self.replica.partitions[number].vector, position)
         }
+        if token is not None:
+            # A repair under way may have brought records that are ahead of the vector: no event will tell of them.
+            feed.unread = set(positions)
+            feed.behind |= feed.unread
         self._send(feed, [], positions if token is None else {})
         if feed.behind:
             self._catch_up(feed)
@@ -210,6 +218,8 @@ class Feeds:
                         join_into(position, self.replica.durable[number])
                         grown[number] = dict(position)
                 self._send(feed, [], grown)
+                if feed.behind:
+                    self._catch_up(feed)  # it is, unless it failed
 
     # -- since ------------------------------------------------------------------------------------------------------
 
@@ -225,9 +235,10 @@ class Feeds:
                 # is not settled after that is watched and comes as an event.
                 await self.committer.barrier()
                 upto = dict(self.replica.durable[number])
-                if within(upto, feed.positions[number]):
+                if within(upto, feed.positions[number]) and number not in feed.unread:
                     feed.behind.discard(number)
                     continue
+                feed.unread.discard(number)
                 await self._pages(feed, number)
                 feed.positions[number] = join(feed.positions[number], upto)
                 self._send(feed, [], {number: dict(feed.positions[number])})

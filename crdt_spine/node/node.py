@@ -32,6 +32,7 @@ from crdt_spine.core.messages import (
     Hello,
     NodeState,
     SyncPage,
+    Unreadable,
     encode,
 )
 from crdt_spine.core.quorum import Waiting
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on its own last change
 EXPIRED_AT_ONCE = 200
-EXPIRE_SECONDS = 5.0
+EXPIRE_SECONDS = 1.0
 
 _decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
 _decode_feed: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
@@ -280,7 +281,7 @@ class Node:
         if needed <= 1:
             return ""
         if now != self._reachable_at:  # asked for each write of a batch: looked up once
-            self._reachable, self._reachable_at = 1 + len(self.replication.alive()), now
+            self._reachable, self._reachable_at = self.replication.reachable(), now
         if self._reachable >= needed:
             return ""
         return f"quorum: node {self.id} reaches {self._reachable} of the {needed} replicas that the write needs"
@@ -288,10 +289,10 @@ class Node:
     def _take_feed(self, message: Message) -> None:
         try:
             command = _decode_feed(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.refused_feeds += 1
             return
-        self.feeds.command(command)
+        self.feeds.command(command, message.reply)
 
     def _introduce(self, message: Message) -> None:
         if message.reply:
@@ -299,7 +300,8 @@ class Node:
             self.transport.send(message.reply, encode(hello))
 
     async def _expire(self) -> None:
-        """Delete what is past its time, where this node is the first replica; fail what waits too long for a quorum."""
+        """Delete what is past its time, where this node is the first replica of those that are there; fail what waits
+        too long for a quorum."""
         expired = 0.0
         while True:
             await asyncio.sleep(0.25)
@@ -308,14 +310,23 @@ class Node:
             if time.monotonic() - expired < EXPIRE_SECONDS or self.committer.full:
                 continue
             expired = time.monotonic()
-            for id in self.engine.expired(at_milliseconds(_now()), EXPIRED_AT_ONCE):
+            present = {self.id} | self.replication.alive()
+            for id in self._expired():
                 record = self.store.get(id)
                 number = self.layout.partition_of(id)
-                mine = number in self.replica.partitions and self.layout.replicas[number][0] == self.id
+                replicas = self.layout.replicas[number]
+                mine = self.id in replicas and next(node for node in replicas if node in present) == self.id
                 if mine and record is not None and record.alive and record.expired(at_milliseconds(_now())):
                     with contextlib.suppress(Refused):
                         self.replica.delete_expired(number, Delete(i=0, id=id), _now())
                         self.committer.touch()
+
+    def _expired(self) -> list[str]:
+        """Memories past their time, some of those in the tables and all that are not there yet."""
+        now = at_milliseconds(_now())
+        fresh = self.store.unflushed().items()
+        soon = [id for id, entry in fresh if entry.record is not None and entry.record.expired(now)]
+        return soon + self.engine.expired(now, EXPIRED_AT_ONCE)
 
     # -- status -----------------------------------------------------------------------------------------------------
 

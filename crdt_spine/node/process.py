@@ -14,7 +14,7 @@ from crdt_spine.config import ClusterConfig, load
 from crdt_spine.core.messages import Hello, NodeInfo
 from crdt_spine.errors import ConfigError, ConnectionFailed
 from crdt_spine.node.node import Node
-from crdt_spine.storage.engine import StorageUnusable
+from crdt_spine.storage.engine import StorageFull, StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
 from crdt_spine.transport.nats import NatsTransport
 
@@ -44,7 +44,7 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
             runner = asyncio.Runner()
         with runner:
             return runner.run(_serve(hello, id, engine, server))
-    except (ConfigError, StorageUnusable, OSError) as error:
+    except (ConfigError, StorageFull, StorageUnusable, OSError) as error:
         print(f"node {id}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
 
@@ -78,16 +78,21 @@ async def _serve(hello: Hello, id: str, engine: SqliteEngine, server: str) -> in
     zone = next(node.zone for node in hello.nodes if node.id == id)
     node = Node(id, hello, engine, transport, zone=zone)
     stopping = asyncio.create_task(stop.wait())
+    closed = asyncio.create_task(transport.closed.wait())
     try:
         await node.start()
         print(f"ready {id}", flush=True)
         assert node.failed is not None
-        await asyncio.wait((stopping, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopping, closed, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        if closed.done():
+            log.critical("node %s can't go on: the broker at %s has closed the connection for good", id, transport.url)
+            return 1
         if node.failed.done():
             log.critical("node %s can't go on", id, exc_info=node.failed.exception())
             return 1
         return 0
     finally:
         stopping.cancel()
+        closed.cancel()
         await node.stop()
         await transport.close()

@@ -1,7 +1,8 @@
 """Answers queries: the tables' hits, superseded by what is not in the tables yet.
 
 A query runs on a thread with a snapshot of the dirty records, taken before the tables are read: a record that is
-flushed meanwhile is in both and counts once. The answer leaves after everything it may have seen is durable.
+flushed meanwhile is in both and counts once. The answer leaves after everything it shows is durable. While the disk is
+full that may take long: another node is to answer; where there is none, what is not durable is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from crdt_spine.limits import RELEVANCE_RESULTS_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.flusher import Flusher
 from crdt_spine.node.view import encoded
-from crdt_spine.storage.engine import Engine
+from crdt_spine.storage.engine import Engine, StorageFull
 from crdt_spine.storage.records import Entry, RecordStore
 
 READERS = 2
@@ -42,13 +43,24 @@ class Queries:
     async def answer(self, query: Query, partitions: frozenset[int], now: int) -> Result:
         """The page; `now` is a hybrid time. `partitions` are those asked for; all of them are held here."""
         if query.text is not None:
-            await self.flusher.catch_up_text()
+            try:
+                await self.flusher.catch_up_text()
+            except StorageFull:
+                return _full(query)
         fresh = self.store.unflushed()
-        loop = asyncio.get_running_loop()
-        hits = await loop.run_in_executor(self._threads, self._page, query, partitions, now, fresh)
-        await self.committer.barrier()
+        hits = await self._found(query, partitions, now, fresh)
+        unsettled = self.committer.replica.unsettled
+        if any(hit.id in unsettled for hit in hits) and not await self.committer.durable():
+            if any(self.committer.replica.peers.values()):
+                return _full(query)
+            settled = {id: entry for id, entry in self.store.unflushed().items() if id not in unsettled}
+            hits = await self._found(query, partitions, now, settled)
         page = _bounded(hits[: query.limit])
         return Result(i=query.i, hits=page, more=len(hits) > len(page))
+
+    async def _found(self, query: Query, partitions: frozenset[int], now: int, fresh: dict[str, Entry]) -> list[Hit]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._page, query, partitions, now, fresh)
 
     def _page(self, query: Query, partitions: frozenset[int], now: int, fresh: dict[str, Entry]) -> list[Hit]:
         """One hit more than the limit, if there is one more."""
@@ -91,6 +103,10 @@ class Queries:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _full(query: Query) -> Result:
+    return Result(i=query.i, error="Behind", message="the disk is full, and what is asked for is not on it yet")
 
 
 def _bounded(hits: list[Hit]) -> list[Hit]:

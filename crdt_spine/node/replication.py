@@ -25,6 +25,7 @@ from crdt_spine.core.messages import (
     NodeState,
     SyncPage,
     SyncRequest,
+    Unreadable,
     Vectors,
     encode,
 )
@@ -89,6 +90,7 @@ class Replication:
         self.transport = transport
         self.subjects = subjects
         self.on_done = on_done
+        self.nodes = frozenset(peer for peers in replica.peers.values() for peer in peers)
         self.state: NodeState = "starting"
         self.peers: dict[str, Peer] = {}
         self.counts: Counter[str] = Counter()
@@ -111,8 +113,9 @@ class Replication:
 
     def announce(self) -> None:
         """Say what is durable here."""
+        state: NodeState = "full" if self.committer.full and self.state == "up" else self.state
         announcement = Announcement(
-            node=self.node, actor=self.replica.actor, state=self.state, now=_now(), vectors=self.replica.durable,
+            node=self.node, actor=self.replica.actor, state=state, now=_now(), vectors=self.replica.durable,
             zone=self.zone,
         )  # fmt: skip
         self.transport.send(self.subjects.gossip(self.node), encode(announcement))
@@ -123,7 +126,7 @@ class Replication:
         """A coordinator's changes. While the tables are too far behind, the broker keeps the next ones."""
         try:
             delta = _decode_delta(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         if delta.actor == self.replica.actor:
@@ -131,7 +134,10 @@ class Replication:
         if not delta.changes or delta.first < 1:
             self.counts["refused"] += 1
             return
-        if not self.replica.receive(delta, message.payload, _now()):
+        raw = message.payload
+        if b"\n" in raw:
+            raw = encode(delta)  # a journal row is lines
+        if not self.replica.receive(delta, raw, _now()):
             self._mark_behind(delta.partition, node_of(delta.actor)[1])
         self.committer.touch()
         while len(self.store.dirty) >= 2 * DIRTY_RECORDS_MAX or self.committer.full:
@@ -141,7 +147,7 @@ class Replication:
         """A replica has changes of this node durably."""
         try:
             ack = _decode_ack(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         self.on_done(self.replica.ack(ack))
@@ -150,18 +156,22 @@ class Replication:
         """A peer's vectors."""
         try:
             announcement = _decode_announcement(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         if announcement.node == self.node:
             return
-        news = announcement.node not in self.peers or announcement.state == "starting"
+        if announcement.node not in self.nodes:
+            self.counts["refused"] += 1
+            return
         lag = sum(
             missing(announcement.vectors.get(number, {}), vector)
             for number, vector in self.replica.durable.items()
             if announcement.node in self.replica.peers[number]
         )
         known = self.peers.get(announcement.node)
+        # Once for each start, or two nodes that start would answer each other without end.
+        news = known is None or (announcement.state == "starting" and known.announcement.state != "starting")
         owed = known.owed if known is not None and known.owed is not None and not self._reached(known.owed[1]) else None
         if owed is None and not self._reached(announcement.vectors):
             owed = time.monotonic(), announcement.vectors
@@ -186,7 +196,7 @@ class Replication:
         """since(vector), one page. It leaves once everything in it is durable here."""
         try:
             request = _decode_request(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         if request.partition not in self.replica.partitions or not message.reply:
@@ -211,7 +221,8 @@ class Replication:
             next=None if last else encoded[-1][0],
             operations=self.replica.operations_since(number, request.have) if last else {},
         )
-        await self.committer.barrier()
+        if not await self.committer.durable():
+            return  # the disk is full: the asker will look elsewhere
         self.counts["sync_records_sent"] += len(encoded)
         self.transport.send(message.reply, encode(page))
 
@@ -257,6 +268,10 @@ class Replication:
             if now - peer.heard < PEER_SILENT_SECONDS_MAX and peer.announcement.state != "stopping"
         }
 
+    def reachable(self) -> int:
+        """How many replicas can take a change now, this one among them."""
+        return 1 + sum(self.peers[node].announcement.state != "full" for node in self.alive())
+
     def lag_seconds(self) -> float:
         """For how long this node has been missing something that a peer announced; 0 where it misses nothing."""
         owed = [peer.owed for peer in self.peers.values() if peer.owed is not None and not self._reached(peer.owed[1])]
@@ -295,11 +310,11 @@ class Replication:
                 page = _decode_page(raw)
                 if page.partition != number or (upto is not None and page.upto != upto):
                     raise msgspec.ValidationError("the page answers another request")
-                self.replica.merge_page(page, raw, _now())
+                self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
             except (TimeoutError, NobodyListens, Disconnected) as error:
                 log.info("the sync of partition %d from %s broke off: %r", number, source, error)
                 return
-            except (msgspec.MsgspecError, codec.Garbled) as error:
+            except (*Unreadable, codec.Garbled) as error:
                 self.counts["refused"] += 1
                 log.warning("%s sent a page of partition %d that is of no use: %s", source, number, error)
                 return

@@ -8,9 +8,11 @@ travel in one message.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -28,6 +30,7 @@ from crdt_spine.core.messages import (
     Result,
     Status,
     Store,
+    Unreadable,
     Vectors,
     Write,
     encode,
@@ -43,7 +46,10 @@ from crdt_spine.node.view import encoded, entry_view
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Message, Transport
 
+log = logging.getLogger(__name__)
+
 _decode = msgspec.json.Decoder(Request).decode
+_to_msgpack = msgspec.msgpack.Encoder().encode
 
 PACE_SECONDS = 0.001  # between two messages to one agent: under load, fewer and larger ones
 RESPONSE_RESULTS_MAX = 256
@@ -120,7 +126,7 @@ class Service:
             return
         try:
             request = _decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except Unreadable:
             self.counts["refused"] += 1
             return
         inbox, _, _ = message.reply.rpartition(
@@ -171,6 +177,10 @@ class Service:
         if refusal:
             self.counts["refused_writes"] += 1
             self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
+            return
+        if not isinstance(operation, Delete) and operation.metadata and not _storable(operation.metadata):
+            message = "metadata has a whole number that does not fit 64 bits"
+            self._answer(inbox, Result(i=operation.i, error="InvalidInput", message=message, outcome="not applied"))
             return
         ticket = Ticket(inbox, operation, number)
         agent = operation.agent or request.agent
@@ -256,6 +266,8 @@ class Service:
             if not ready:
                 if one.deadline <= now:
                     message = f"node {self.node} has not reached the token within {READ_WAIT_SECONDS_MAX:g} s"
+                    if self.committer.full:
+                        message = f"the disk of node {self.node} is full, and what is asked for is not on it yet"
                     self._answer(one.inbox, Result(i=operation.i, error="Behind", message=message))
                 else:
                     self._parked.append(one)
@@ -266,11 +278,17 @@ class Service:
 
     async def _refuse(self, inbox: str, result: Result, number: int) -> None:
         """A refusal tells of what is here, so that must be durable first."""
-        await self.committer.barrier()
+        if not await self.committer.durable():
+            result = Result(i=result.i, error="Busy", message=self._overload(), outcome="not applied")
         self._answer(inbox, result, number)
 
     async def _query(self, inbox: str, operation: Query, partitions: frozenset[int]) -> None:
-        self._answer(inbox, await self.queries.answer(operation, partitions, self._now()), *partitions)
+        try:
+            result = await self.queries.answer(operation, partitions, self._now())
+        except Exception as error:
+            log.exception("a query failed")
+            result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: the query failed: {error!r}")
+        self._answer(inbox, result, *partitions)
 
     async def _report(self, inbox: str, operation: Status) -> None:
         self._answer(inbox, Result(i=operation.i, status=await self.status()))
@@ -312,6 +330,15 @@ class Service:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+
+
+def _storable(metadata: dict[str, Any]) -> bool:
+    """Will the tables take it? Sessions see to it; not every agent has ours."""
+    try:
+        _to_msgpack(metadata)
+    except (OverflowError, RecursionError):
+        return False
+    return True
 
 
 def _written(ticket: Ticket) -> Result:

@@ -20,7 +20,6 @@ from crdt_spine.limits import DATABASE_BUSY_SECONDS_MAX
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
 
 FORMAT = 1  # raised whenever older programs could not work with what this one writes
-PAGE_BYTES = 4096
 MEMORY = ":memory:"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNUSABLE = (
@@ -32,7 +31,9 @@ _UNUSABLE = (
 class Database:
     """A connection with its lock and its errors: StorageFull, StorageUnusable, or what SQLite says of a bug of ours."""
 
-    def __init__(self, path: str, *, application_id: int, cache_bytes: int, write: bool) -> None:
+    def __init__(
+        self, path: str, *, application_id: int, cache_bytes: int, write: bool, page_bytes: int = 4096
+    ) -> None:
         self.path = path
         self.application_id = application_id
         self.lock = RLock()
@@ -47,7 +48,7 @@ class Database:
             self.connection.set_busy_timeout(int(DATABASE_BUSY_SECONDS_MAX * 1000))
             self.run(f"PRAGMA cache_size = -{cache_bytes // 1024}")
             if write:
-                self.run(f"PRAGMA page_size = {PAGE_BYTES}")
+                self.run(f"PRAGMA page_size = {page_bytes}")
             self._check_header()
             if write and path != MEMORY:
                 self.run("PRAGMA journal_mode = WAL")
@@ -137,7 +138,12 @@ class Database:
 
     def limit_bytes(self, bytes_max: int) -> None:
         """Let the file not grow above this size (but never below what it has): StorageFull from there on."""
-        self.run(f"PRAGMA max_page_count = {max(1, bytes_max // PAGE_BYTES)}")
+        self.run(f"PRAGMA max_page_count = {max(1, bytes_max // self.number('PRAGMA page_size'))}")
+
+    def limit_wal(self, bytes_target: int) -> None:
+        """How large the WAL may grow before its pages go to their place; a large transaction exceeds it for a while."""
+        self.run(f"PRAGMA wal_autocheckpoint = {bytes_target // self.number('PRAGMA page_size')}")
+        self.run(f"PRAGMA journal_size_limit = {2 * bytes_target}")
 
     def close(self) -> None:
         """May be called again."""

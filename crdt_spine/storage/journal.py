@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crdt_spine.limits import JOURNAL_CACHE_BYTES_MAX, JOURNAL_PRUNE_ROWS_MAX
+from crdt_spine.limits import JOURNAL_CACHE_BYTES_MAX, JOURNAL_PRUNE_ROWS_MAX, JOURNAL_WAL_BYTES_TARGET
 from crdt_spine.storage.database import Database
 
 APPLICATION_ID = 0x53504A4C  # "SPJL"
@@ -18,16 +18,24 @@ CREATE TABLE journal (sequence INTEGER PRIMARY KEY, row BLOB NOT NULL);
 CREATE TABLE pruned (through INTEGER NOT NULL);
 INSERT INTO pruned VALUES (0);
 """
-_READ_ROWS = 16  # at a time; a row may be megabytes
+_READ_ROWS = 4  # at a time; a row may be megabytes
+_PAGE_BYTES = 16_384  # a row is tens of kilobytes when it matters: a quarter less work than with small pages
 
 
 class Journal:
     """`append` from one thread; `prune` and `rows` may be called from another one meanwhile."""
 
     def __init__(self, path: str, *, write: bool) -> None:
-        self.database = Database(path, application_id=APPLICATION_ID, cache_bytes=JOURNAL_CACHE_BYTES_MAX, write=write)
+        self.database = Database(
+            path,
+            application_id=APPLICATION_ID,
+            cache_bytes=JOURNAL_CACHE_BYTES_MAX,
+            write=write,
+            page_bytes=_PAGE_BYTES,
+        )
         if write:
             self.database.create(_SCHEMA)
+            self.database.limit_wal(JOURNAL_WAL_BYTES_TARGET)
         self._pruned = self.database.number("SELECT through FROM pruned")
         self._last = max(self._pruned, self.database.number("SELECT coalesce(max(sequence), 0) FROM journal"))
 
@@ -62,7 +70,8 @@ class Journal:
         """
         through = min(through, self._last)
         while self._pruned < through:
-            step = min(through, self._pruned + JOURNAL_PRUNE_ROWS_MAX)
+            some = "SELECT sequence FROM journal WHERE sequence <= ? ORDER BY sequence LIMIT 1 OFFSET ?"
+            step = self.database.number(some, (through, JOURNAL_PRUNE_ROWS_MAX - 1)) or through
             with self.database.lock:
                 self.database.run("PRAGMA synchronous = NORMAL")
                 try:

@@ -39,9 +39,10 @@ def select(
     finds by this expression. Between two fetches no statement is open, so a slow caller holds nothing up."""
     walk = _Walk(rows, selection, order, words)
     some = None if partitions is None else frozenset(partitions)
+    if after is not None:
+        after = max(_TIME_MIN, min(after[0], _TIME_MAX)), after[1]
     fetch = _FETCH_MIN
     while limit > 0:
-        # The least possible id closes the range of a time from one side only: "" before, None behind all ids.
         window = walk.window(after)
         if window is None:
             return
@@ -58,7 +59,6 @@ def select(
             after = hits[-1][0], hits[-1][1]
             fetch = min(2 * fetch, _FETCH_MAX)
         walk.leave(window)
-        after = None
 
 
 class _Walk:
@@ -121,7 +121,7 @@ class _Walk:
             source = "postings p CROSS JOIN records r ON r.key = p.key WHERE p.term = ? AND p.at BETWEEN ? AND ?"
         else:
             source = (
-                f"(SELECT at, key FROM postings WHERE term IN ({_marks(drivers)}) AND at BETWEEN ? AND ?) p"
+                f"(SELECT DISTINCT at, key FROM postings WHERE term IN ({_marks(drivers)}) AND at BETWEEN ? AND ?) p"
                 " CROSS JOIN records r ON r.key = p.key WHERE 1"
             )
         values += (*drivers, low, high)

@@ -24,7 +24,7 @@ import msgspec
 from crdt_spine.core.placement import GENERATED_ID_LENGTH
 from crdt_spine.limits import PAGE_CACHE_BYTES_MAX, WAL_BYTES_TARGET
 from crdt_spine.storage import facets
-from crdt_spine.storage.database import PAGE_BYTES, Database
+from crdt_spine.storage.database import Database
 from crdt_spine.storage.engine import Checkpoint, Row
 
 APPLICATION_ID = 0x53505442  # "SPTB"
@@ -93,8 +93,7 @@ class Tables:
         self.database = Database(path, application_id=APPLICATION_ID, cache_bytes=PAGE_CACHE_BYTES_MAX, write=write)
         if write:
             self.database.create(_SCHEMA)
-            self.database.run(f"PRAGMA wal_autocheckpoint = {WAL_BYTES_TARGET // PAGE_BYTES}")
-            self.database.run(f"PRAGMA journal_size_limit = {2 * WAL_BYTES_TARGET}")
+            self.database.limit_wal(WAL_BYTES_TARGET)
         stored = self.database.row("SELECT data FROM checkpoint")
         self.checkpoint = Checkpoint() if stored is None else msgspec.msgpack.decode(stored[0], type=Checkpoint)
         #: (partition, actor) → chain; replaced by every flush that adds to it, for readers look at it too.

@@ -40,7 +40,10 @@ class NatsSubscription:
 
 
 class NatsTransport:
-    """Use `connect`. `dropped` counts messages that handlers were too slow for, `lost` those sent while disconnected."""
+    """Use `connect`. `dropped` counts messages that handlers were too slow for, `lost` those sent while disconnected.
+
+    `closed` is set when the client has given up, which it does on some errors of the broker: then nothing goes on.
+    """
 
     def __init__(self, client: Client, url: str) -> None:
         self._client = client
@@ -48,16 +51,20 @@ class NatsTransport:
         self._sending: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
-        self.url = url
+        self.url = _shown(url)
+        self.closed = asyncio.Event()
         self.dropped = 0
         self.lost = 0
 
     @classmethod
     async def connect(cls, url: str, name: str, timeout: float = CONNECT_SECONDS_MAX) -> NatsTransport:
         """Connect within `timeout` seconds. Raises ConnectionFailed with the address, InvalidInput for no NATS URL."""
-        _check(url)
+        check_url(url)
         client = Client()
         transport = cls(client, url)
+
+        async def on_closed() -> None:
+            transport.closed.set()
 
         async def on_error(error: Exception) -> None:
             if isinstance(error, nats.errors.SlowConsumerError):
@@ -65,7 +72,7 @@ class NatsTransport:
             failures.append(error)
             del failures[:-1]
             if isinstance(error, nats.errors.Error | OSError):
-                log.info("%s: %r", _shown(url), error)
+                log.info("%s: %r", transport.url, error)
             else:  # a handler of ours
                 log.error("a handler failed", exc_info=error)
 
@@ -77,6 +84,7 @@ class NatsTransport:
                     servers=url.split(","),
                     name=name,
                     error_cb=on_error,
+                    closed_cb=on_closed,
                     max_reconnect_attempts=-1,
                     ping_interval=10,
                     max_outstanding_pings=2,
@@ -88,7 +96,7 @@ class NatsTransport:
                 await asyncio.wait_for(client.close(), 1)
             reason = failures[-1] if failures else error
             raise ConnectionFailed(
-                f"no NATS broker answered at {_shown(url)} within {timeout:g} s ({reason or type(reason).__name__}); "
+                f"no NATS broker answered at {transport.url} within {timeout:g} s ({reason or type(reason).__name__}); "
                 "is it running? `spine up` starts one"
             ) from error
         return transport
@@ -125,7 +133,7 @@ class NatsTransport:
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         if not self._client.is_connected:
-            raise Disconnected(_shown(self.url))
+            raise Disconnected(self.url)
         try:
             answer = await self._client.request(subject, payload, timeout=timeout)
         except nats.errors.NoRespondersError as error:
@@ -133,7 +141,7 @@ class NatsTransport:
         except nats.errors.TimeoutError as error:
             raise TimeoutError(f"{subject} did not answer within {timeout:g} s") from error
         except nats.errors.Error as error:
-            raise Disconnected(f"{_shown(self.url)}: {error}") from error
+            raise Disconnected(f"{self.url}: {error}") from error
         return bytes(answer.data)
 
     async def close(self) -> None:
@@ -155,19 +163,24 @@ class NatsTransport:
 
     async def _send_all(self) -> None:
         publish: Any = self._client.publish
-        while self._outgoing:
-            batch, self._outgoing = self._outgoing, []
-            for subject, payload, reply in batch:
-                try:
-                    await publish(subject, payload, reply)
-                except nats.errors.Error as error:
-                    self.lost += 1
-                    log.debug("not sent to %s: %r", subject, error)
-        self._sent_at = self._loop.time()
-        self._sending = None
+        try:
+            while self._outgoing:
+                batch, self._outgoing = self._outgoing, []
+                for subject, payload, reply in batch:
+                    try:
+                        await publish(subject, payload, reply)
+                    except (nats.errors.Error, OSError) as error:
+                        self.lost += 1
+                        log.debug("not sent to %s: %r", subject, error)
+        finally:
+            self._sent_at = self._loop.time()
+            self._sending = None
 
 
-def _check(url: str) -> None:
+def check_url(url: object) -> None:
+    """Is this the address of a broker, or several with commas between? Raises InvalidInput."""
+    if not isinstance(url, str):
+        raise InvalidInput(f"url must be a string such as nats://127.0.0.1:4222, not {type(url).__name__}")
     for one in url.split(","):
         try:
             parts = urlsplit(one)
@@ -175,7 +188,8 @@ def _check(url: str) -> None:
         except ValueError:
             usable = False
         if not usable:
-            raise InvalidInput(f"{one!r} is no broker's address; it looks like nats://127.0.0.1:4222")
+            shown = one.rpartition("@")[2]  # without a password
+            raise InvalidInput(f"url: {shown!r} is no broker's address; it looks like nats://127.0.0.1:4222")
 
 
 def _shown(url: str) -> str:

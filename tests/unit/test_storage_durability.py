@@ -57,7 +57,8 @@ while True:
             state=b"%d" % through)
         for n in range(through % 50, 150)
     ]
-    engine.flush(rows, [f"m{n:04}" for n in range(through % 50)], Checkpoint(through=through, extra={"rows": len(rows)}))
+    gone = [f"m{n:04}" for n in range(through % 50)]
+    engine.flush(rows, gone, Checkpoint(through=through, extra={"rows": len(rows)}))
     os.write(1, b"flushed %d\\n" % through)
     engine.prune(through - 20)
     engine.index_text(40)

@@ -270,7 +270,8 @@ def test_a_text_without_words_finds_nothing(engine: SqliteEngine, text: str) -> 
 @pytest.mark.parametrize(
     "text",
     ['foo" OR "bar', "content:foo", "foo*", "^foo", "NEAR(foo bar)", "foo AND", "NOT foo", "foo + bar", "it's", "-foo",
-     "日本語", "🙂", "a_b", "col : foo", "(foo", "foo)", "{foo bar} : x", "x\x00y", " ".join(f"w{n}" for n in range(900))],
+     "日本語", "🙂", "a_b", "col : foo", "(foo", "foo)", "{foo bar} : x", "x\x00y",
+     " ".join(f"w{n}" for n in range(900))],
 )  # fmt: skip
 def test_what_looks_like_syntax_is_only_words(engine: SqliteEngine, text: str) -> None:
     flush(engine, memory("m", content=text), memory("n", content="something else", version={"a": 2}))

@@ -3,7 +3,8 @@ it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -18,15 +19,35 @@ KEYS = "xyz"
 TIMEOUT_MILLISECONDS = 1_500
 
 
+class Habit(NamedTuple):
+    """What agents like to do; repeated is likelier. `acks` None is the cluster's write quorum."""
+
+    kinds: tuple[str, ...]
+    acks: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, chance: Random, nodes: int) -> Habit:
+        """Some habit."""
+        kinds = chance.choice(
+            [
+                ("store", "store", "edit", "tag", "tag", "untag", "delete", "delete"),
+                ("store", "tag", "tag", "tag", "untag", "untag", "untag", "edit"),
+                ("store", "store", "delete", "tag"),
+            ]
+        )
+        return cls(kinds, chance.choice([(None, None, 1, nodes), (1, 1, 1, None)]))
+
+
 class Agent:
     """One agent. `pending` is the operation that it waits for."""
 
-    def __init__(self, cluster: Cluster, name: str, ids: int, pause_max: int) -> None:
+    def __init__(self, cluster: Cluster, name: str, ids: int, pause_max: int, habit: Habit) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.name = name
         self.ids = ids
         self.pause_max = pause_max
+        self.habit = habit
         self.resting = False
         self.pending: tuple[int, Write, int] | None = None  # number, operation, attempt
         self.count = 0
@@ -50,7 +71,7 @@ class Agent:
         mine = self.pending
 
         def answer(kind: str, about: object) -> None:
-            self.cluster.network.send(node, self.name, lambda: self._answered(mine, kind, about), once=True)
+            self.cluster.network.send(node, self.name, lambda: self._answered(mine, kind, about), "agent")
 
         def arrive() -> None:
             there = self.cluster.nodes[node]
@@ -61,7 +82,7 @@ class Agent:
             self.world.tell(self.name, f"tries {self.name}-{number} again at {node}")
         else:
             self.world.tell(self.name, f"asks {node} for {self.name}-{number}: {_words(operation)}")
-        self.cluster.network.send(self.name, node, arrive, once=True)
+        self.cluster.network.send(self.name, node, arrive, "agent")
         self.world.after(TIMEOUT_MILLISECONDS, lambda: self._time_out(mine))
 
     def _time_out(self, mine: tuple[int, Write, int]) -> None:
@@ -90,10 +111,10 @@ class Agent:
     def _operation(self, i: int) -> Write:
         chance = self.world.random
         id = f"m{chance.randrange(self.ids)}"
-        acks = chance.choice([None, None, 1, len(self.cluster.names)])
+        acks = chance.choice(self.habit.acks)
         tags = tuple(chance.sample(TAGS, chance.randrange(3)))
         metadata: dict[str, Any] = {chance.choice(KEYS): i} if chance.random() < 0.5 else {}
-        match chance.choice(["store", "store", "edit", "tag", "tag", "untag", "delete", "delete"]):
+        match chance.choice(self.habit.kinds):
             case "store":
                 expires = 1 << 62 if chance.random() < 0.2 else None
                 return Store(

@@ -24,6 +24,7 @@ class Cluster:
         self.network = network
         self.write_quorum = write_quorum
         self.without = without
+        self.announce_milliseconds = world.random.choice([200, 1_000])
         self.history = History()
         self.checkers = checkers
         self._incarnations = self._tickets = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from simulator.network import FAIR
+
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
     from simulator.node import Node
@@ -24,7 +26,7 @@ class Faults:
         self.kinds = ["crash", "crash", "part", "part", "mend", "break off", "clock"]
         if rollback:
             self.victim = self.world.random.choice(cluster.names)
-            self.kinds += ["copy", "roll back"]
+            self.kinds += ["copy", "roll back", "roll back", "roll back"]
         self._pause()
 
     def _pause(self) -> None:
@@ -82,14 +84,14 @@ class Faults:
         self.cluster.check("rolled_back", node)
         network = self.cluster.network
         network.cut.clear()
-        self.resting, self.loss, network.loss = True, network.loss, 0.0
+        self.resting, self.weather, network.weather = True, network.weather, FAIR
         self.world.after(self.world.random.randint(500, 3_000), lambda: None if node.running else node.boot())
         self.world.after(100, lambda: self._rest_until_serving(node))
 
     def _rest_until_serving(self, node: Node) -> None:
         if node.serving:
             self.resting = False
-            self.cluster.network.loss = 0.0 if self.over else self.loss
+            self.cluster.network.weather = FAIR if self.over else self.weather
         else:
             self.world.after(100, lambda: self._rest_until_serving(node))
 

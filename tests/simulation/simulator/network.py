@@ -4,52 +4,73 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
 
 from simulator.world import World
+
+
+@dataclass(frozen=True)
+class Weather:
+    """How bad it is: chances of a message, and milliseconds."""
+
+    loss: float
+    delta_loss: float  # of deltas alone: what is lost of them, a sync must bring
+    doubling: float
+    delay_max: int
+    page_delay_max: int  # of a sync's pages, on top: they grow old on the way
+
+    @classmethod
+    def of(cls, chance: Random) -> Weather:
+        """Some weather."""
+        return cls(
+            chance.choice([0.0, 0.02, 0.1]), chance.choice([0.0, 0.05, 0.2, 0.5]), chance.choice([0.0, 0.15]),
+            chance.choice([5, 50, 300]), chance.choice([1, 300, 3_000]),
+        )  # fmt: skip
+
+
+FAIR = Weather(0.0, 0.0, 0.0, 20, 1)
 
 
 class Network:
     """Carries callables; what they do is the receiver's business. `counts` proves which faults really happened."""
 
-    def __init__(self, world: World, loss: float, doubling: float, delay_max: int) -> None:
+    def __init__(self, world: World, weather: Weather) -> None:
         self.world = world
-        self.loss = loss
-        self.doubling = doubling
-        self.delay_max = delay_max  # milliseconds
+        self.weather = weather
         self.cut: set[tuple[str, str]] = set()  # (from, to): one direction
         self.counts: Counter[str] = Counter()
 
-    def send(self, source: str, target: str, deliver: Callable[[], None], *, once: bool = False) -> None:
-        """Bring a message on its way; it is checked for a cut when it leaves and when it arrives. `once`: not doubled."""
-        chance = self.world.random
+    def send(self, source: str, target: str, deliver: Callable[[], None], kind: str = "") -> None:
+        """Bring a message on its way; it is checked for a cut when it leaves and when it arrives. An agent's messages
+        are not doubled: it does that itself, by retrying."""
+        chance, weather = self.world.random, self.weather
         self.counts["sent"] += 1
         if (source, target) in self.cut:
             self.counts["cut"] += 1
             return
-        if chance.random() < self.loss:
+        if chance.random() < (weather.delta_loss if kind == "delta" else weather.loss):
             self.counts["lost"] += 1
             return
         copies = 1
-        if not once and chance.random() < self.doubling:
+        if kind != "agent" and chance.random() < weather.doubling:
             self.counts["doubled"] += 1
             copies = 2
         for _ in range(copies):
-            self.world.after(self._delay(), lambda: self._arrive(source, target, deliver))
+            delay = chance.randint(1, weather.delay_max)
+            if chance.random() < 0.05:
+                delay *= 20  # a straggler
+            if kind == "page":
+                delay += chance.randint(0, weather.page_delay_max)
+            self.world.after(delay, lambda: self._arrive(source, target, deliver))
 
     def heal(self) -> None:
         """From now on everything arrives, once, if not in order."""
         self.cut.clear()
-        self.loss = self.doubling = 0.0
-        self.delay_max = min(self.delay_max, 20)
+        self.weather = FAIR
 
     def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
         if (source, target) in self.cut:
             self.counts["cut"] += 1
         else:
             deliver()
-
-    def _delay(self) -> int:
-        chance = self.world.random
-        if chance.random() < 0.05:
-            return chance.randint(1, 20 * self.delay_max)  # a straggler
-        return chance.randint(1, self.delay_max)

@@ -205,7 +205,7 @@ class Node:
             last = delta.first + len(delta.changes) - 1
             self.cluster.check("sent", self, "delta", {number: {delta.actor: last}})
             for peer in self.replica.peers[number]:
-                self.send(peer, lambda node, raw=raw: node.take_delta(raw))
+                self.send(peer, lambda node, raw=raw: node.take_delta(raw), "delta")
         for actor, reached in turn.acks.items():
             node = node_of(actor)[1]
             if node != self.name:
@@ -213,7 +213,7 @@ class Node:
                 raw = encode(Ack(node=self.name, actor=actor, reached=reached))
                 self.send(node, lambda node, raw=raw: node.take_ack(raw))
 
-    def send(self, target: str, deliver: Callable[[Node], None]) -> None:
+    def send(self, target: str, deliver: Callable[[Node], None], kind: str = "") -> None:
         """A message to another node. It reaches the process that had subscribed when it was sent, or nobody; and what
         a node sent before its disk was rolled back has arrived, or is gone, when it starts again."""
         epoch, life = self.disk_epoch, self.cluster.nodes[target].life
@@ -223,7 +223,7 @@ class Node:
             if node.running and node.life == life and self.disk_epoch == epoch:
                 deliver(node)
 
-        self.cluster.network.send(self.name, target, arrive)
+        self.cluster.network.send(self.name, target, arrive, kind)
 
     # -- tables -----------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from crdt_spine.core.messages import Announcement, SyncPage, SyncRequest, encode
 if TYPE_CHECKING:
     from simulator.node import Node
 
-ANNOUNCE_MILLISECONDS = 1_000
 GRACE_MILLISECONDS = 300
-PAGE_MILLISECONDS_MAX = 1_000
-PAGE_RECORDS = 2
+PAGE_MILLISECONDS_MAX = 4_000
+PAGE_RECORDS_MAX = 3
+BREAK_OFF = 0.1  # the chance that a sync ends between two pages
 
 _decode_announcement = msgspec.json.Decoder(Announcement).decode
 _decode_request = msgspec.json.Decoder(SyncRequest).decode
@@ -57,7 +57,7 @@ class Repair:
 
     def run(self) -> None:
         """Look for gaps, for ever; announce and collect now and then."""
-        self.node.later(self.world.random.randint(1, ANNOUNCE_MILLISECONDS), self._announce_regularly)
+        self.node.later(self.world.random.randint(1, self.node.cluster.announce_milliseconds), self._announce_regularly)
         self.node.later(100, self._look)
 
     # -- announcements ----------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Repair:
         self.node.touch()
         if self.node.serving:
             self._collect()
-        self.node.later(ANNOUNCE_MILLISECONDS, self._announce_regularly)
+        self.node.later(self.node.cluster.announce_milliseconds, self._announce_regularly)
 
     def take_announcement(self, raw: bytes, number: tuple[int, int]) -> None:
         announcement = _decode_announcement(raw)
@@ -157,7 +157,7 @@ class Repair:
         number, page = sync.number, sync.page
         raw = encode(
             SyncRequest(
-                partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=PAGE_RECORDS, whole=sync.whole
+                partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=self.world.random.randint(1, PAGE_RECORDS_MAX), whole=sync.whole
             )
         )
         self.node.send(sync.source, lambda source: source.repair.take_request(raw, self.node, sync, page))
@@ -192,7 +192,7 @@ class Repair:
         def leave() -> None:
             node.cluster.check("sent", node, "page", {request.partition: upto})
             answer = encode(page)
-            node.send(asker.name, lambda there: there.repair.take_page(answer, sync, number, life))
+            node.send(asker.name, lambda there: there.repair.take_page(answer, sync, number, life), "page")
 
         node.barrier(leave)
 
@@ -223,6 +223,9 @@ class Repair:
                 if sync.whole:
                     node.compared(sync.number)
                 node.tell(f"has pulled partition {page.partition} from {sync.source}, upto {page.upto}")
+            elif self.world.random.random() < BREAK_OFF:
+                del self.syncs[sync.number]
+                node.tell(f"the pull of partition {sync.number} from {sync.source} broke off after a page")
             else:
                 sync.upto, sync.after = page.upto, page.next
                 self._ask(sync)

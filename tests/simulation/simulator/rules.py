@@ -1,7 +1,87 @@
-"""Rules that can be taken away, to see that the checkers notice."""
-import contextlib
+"""Rules that can be taken away, to see that the checkers notice: each of them must break some seed.
 
-RULES={}
-@contextlib.contextmanager
-def taken_away(rule):
-    yield
+Two of them are the shell's rather than the core's, so node.py and repair.py look at `Cluster.without` for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from crdt_spine.core import orset
+from crdt_spine.core import partition as partitions
+from crdt_spine.core.causality import Vector, join, within
+from crdt_spine.core.messages import Delta
+from crdt_spine.core.partition import Partition
+from crdt_spine.core.record import apply, merge
+from crdt_spine.core.registers import Origin
+from crdt_spine.core.replica import Replica
+
+RULES = {
+    "deps": "rule 2: a change waits for what its coordinator had seen",
+    "record-deps": "rule 3: it waits for the version of the record touched, too",
+    "skip-seen": "rule 4: a change that is in a record's version is not applied there again",
+    "floor": "what was written before the last store or delete is dead",
+    "last-page": "rule 6: a sync's vector counts after its last page",
+    "persist-before-send": "rule 7: nothing leaves a node before it is on its disk",
+    "heard": "rule 8: an announcement counts once everything in it is here",
+    "stability": "rule 9: a tombstone is dropped once every replica has it",
+    "operations": "rule 11: a retry is answered, not applied again",
+    "forgotten": "a late page does not bring a record back whose tombstone was dropped",
+    "rolled-back": "a node that finds its disk rolled back takes a new name and compares everything",
+}
+
+
+def _apply_again(self: Partition, delta: Delta) -> None:
+    for n, change in enumerate(delta.changes, delta.first):
+        if n > self.vector.get(delta.actor, 0):
+            record = self.records.get(change.id)
+            after = apply(record, change, Origin(change.time, delta.actor, n, change.agent))
+            self._keep(record, after, delta.actor, n)
+            self.clock.observe(change.time)
+            self.vector[delta.actor] = n
+
+
+def _merge_forgotten(self: Partition, records: Any) -> None:
+    for theirs in records:
+        mine = self.records.get(theirs.id)
+        merged = theirs if mine is None else merge(mine, theirs)
+        self.clock.observe(merged.updated)
+        if merged != mine:
+            self._count(mine, merged)
+            self.records.put(self.number, merged)
+
+
+def _hear_anything(self: Partition, replica: str, vector: Mapping[str, int]) -> bool:
+    self.heard[replica] = join(self.heard.get(replica, {}), vector)
+    return within(vector, self.vector)
+
+
+def _own_vector(self: Partition, replicas: object) -> Vector:
+    return self.vector
+
+
+_PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "deps": (Partition, "_due", lambda self, delta, latest: delta.changes[-1].time <= latest),
+    "record-deps": (partitions, "join_into", lambda target, other: None),
+    "skip-seen": (Partition, "_apply", _apply_again),
+    "floor": (orset, "drop_below", lambda tags, floor: tags),
+    "heard": (Partition, "hear", _hear_anything),
+    "stability": (Partition, "stable", _own_vector),
+    "operations": (Replica, "_remember", lambda self, operation, number, actor, n: None),
+    "forgotten": (Partition, "merge_records", _merge_forgotten),
+    "rolled-back": (Replica, "lost", lambda self, announcement: False),
+}  # fmt: skip
+
+
+@contextmanager
+def taken_away(rule: str | None) -> Iterator[None]:
+    """Within the block the rule is not kept."""
+    if rule is None or rule in ("last-page", "persist-before-send"):
+        yield
+        return
+    target, name, instead = _PATCHES[rule]
+    with patch.object(target, name, instead):
+        yield

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.agents import Agent
+from simulator.agents import Agent, Habit
 from simulator.checkers.convergence import Convergence
 from simulator.checkers.durability import Durability
 from simulator.checkers.identity import Identity
@@ -17,7 +17,7 @@ from simulator.checkers.retries import Retries
 from simulator.checkers.vectors import Vectors
 from simulator.cluster import Cluster
 from simulator.faults import Faults
-from simulator.network import Network
+from simulator.network import Network, Weather
 from simulator.rules import taken_away
 from simulator.world import Violation, World
 
@@ -57,9 +57,7 @@ def run(seed: int, without: str | None = None) -> Outcome:
 
 def _run(world: World, without: str | None) -> Outcome:
     chance = world.random
-    network = Network(
-        world, chance.choice([0.0, 0.02, 0.2]), chance.choice([0.0, 0.15]), chance.choice([5, 50, 300])
-    )
+    network = Network(world, Weather.of(chance))
     size = chance.choice([2, 3, 3, 4])
     skews = [chance.choice([0, 0, 100, -300, 3_000, -3_600_000]) for _ in range(size)]
     agents: list[Agent] = []
@@ -71,8 +69,9 @@ def _run(world: World, without: str | None) -> Outcome:
     problem = ""
     try:
         cluster = Cluster(world, network, skews, min(2, size), checkers, without)
+        habit = Habit.of(chance, size)
         ids, pause = chance.choice([2, 6, 12]), chance.choice([30, 300])
-        agents += [Agent(cluster, f"agent{index}", ids, pause) for index in range(6)]
+        agents += [Agent(cluster, f"agent{index}", ids, pause, habit) for index in range(6)]
         faults = Faults(cluster, chance.choice([400, 1500, 6000]), rollback=chance.random() < 0.2)
         world.run_until(TROUBLE_MILLISECONDS)
         faults.over = True
