@@ -53,6 +53,7 @@ HASHED_KEYS_REMEMBERED_MAX: Final = 8_192  # placement keys and own ids; about 1
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
 FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
+FEED_UPDATES_REMEMBERED_MAX: Final = 10_000  # memories a subscriber knows again after a change of node; 2 MiB
 
 # -- a command's memory ------------------------------------------------------------------------------------------
 IMPORT_IN_FLIGHT_MAX: Final = 512  # memories under way; more of them no longer raise the rate
@@ -64,6 +65,7 @@ IMPORT_LINE_BYTES_MAX: Final = (
 CONNECT_SECONDS_MAX: Final = 4.5
 OPERATION_SECONDS_MAX: Final = 10.0  # one call, with all its retries
 READ_WAIT_SECONDS_MAX: Final = 1.0  # how long a replica lets a read wait for its token before another one is tried
+TOMBSTONE_SECONDS_MIN: Final = 3_600  # how long a deletion is remembered at least, for subscriptions that come back
 ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN rule 8)
 PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way

@@ -3,13 +3,15 @@
 A subscription opens one feed a node, at as few nodes as cover the partitions. When a feed's node dies, falls silent or
 loses a message, the partitions it served are opened elsewhere with the positions reached so far. What comes again is
 known by its version: a record whose version is within the position, or that was delivered at this very version before
-the position caught up, is no news.
+the position caught up, is no news. Nor is one that looks as it did when another node told of it: a coordinator that
+dies may have told of a write that its agent then repeats elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -20,7 +22,7 @@ from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen,
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.token import token_text
 from crdt_spine.errors import ConnectionFailed
-from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX
+from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX, FEED_UPDATES_REMEMBERED_MAX
 from crdt_spine.memory import Memory, Update
 from crdt_spine.session import Session
 from crdt_spine.transport.base import Message, Subscription
@@ -31,6 +33,7 @@ OPEN_SECONDS_MAX = 1.5  # for a node's first word on a feed
 
 _decode = msgspec.json.Decoder(FeedBatch).decode
 _decode_memory = msgspec.json.Decoder(Memory).decode
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class _Source:
@@ -57,6 +60,7 @@ class Updates(AsyncIterator[Update]):
         self._fresh = positions is None
         self._positions: Vectors = dict(positions or {})
         self._ahead: dict[str, tuple[int, Vector]] = {}  # id -> (partition, version) delivered beyond the position
+        self._told: OrderedDict[str, tuple[str, int]] = OrderedDict()  # id -> (the feed that told last, what it told)
         self._queue: asyncio.Queue[tuple[_Source, Update]] = asyncio.Queue()
         self._sources: dict[str, _Source] = {}
         self._orphans: set[int] = set()  # partitions that no feed serves at the moment
@@ -249,6 +253,15 @@ class Updates(AsyncIterator[Update]):
         if not within(update.version, self._positions[number]):
             self._ahead[update.id] = (number, update.version)
         memory = _decode_memory(update.memory)
+        looks = _looks(update.kind, memory)
+        told = self._told.get(update.id)
+        if told is not None and told[1] == looks and told[0] != source.id:
+            source.taken += 1
+            return
+        self._told[update.id] = (source.id, looks)
+        self._told.move_to_end(update.id)
+        if len(self._told) > FEED_UPDATES_REMEMBERED_MAX:
+            self._told.popitem(last=False)
         # The positions are replaced, never changed, so a shallow copy is a snapshot.
         snapshot = dict(self._positions)
         self._queue.put_nowait((source, Update(update.kind, memory, snapshot, self._token)))
@@ -272,3 +285,13 @@ class Updates(AsyncIterator[Update]):
 
     def _token(self, positions: Vectors) -> str:
         return token_text(self._session.hello.cluster, self._session.hello.region, positions)
+
+
+def _looks(kind: str, memory: Memory) -> int:
+    """What a reader sees of a memory, but for version and times, as a number."""
+    if kind == "deleted":
+        return 0
+    metadata = _encode(memory.metadata) if memory.metadata else b""
+    return hash(
+        (memory.content, memory.tags, metadata, memory.agent, memory.thread, memory.importance, memory.expires_at)
+    )

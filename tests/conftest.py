@@ -110,10 +110,10 @@ class RunningCluster:
             self._observer = await self.spine("observer").__aenter__()
         return self._observer._live
 
-    async def run_at(self, node: str, operation: type[Any], **fields: Any) -> Any:
+    async def run_at(self, node: str, operation: type[Any], timeout: float = 5.0, **fields: Any) -> Any:
         """What one node says to an operation; SpineError where it can't."""
         session = await self.observer()
-        return await session.run(operation(i=session.number(), **fields), (node,), use_token=False, timeout=5.0)
+        return await session.run(operation(i=session.number(), **fields), (node,), use_token=False, timeout=timeout)
 
     async def get_at(self, node: str, id: str) -> Memory | None:
         """A memory as one node has it."""
@@ -128,8 +128,10 @@ class RunningCluster:
 
     async def status(self, node: str) -> dict[str, Any]:
         """One node's report, or {"state": "down"}."""
+        if self.pid(node) is None:
+            return {"state": "down"}
         try:
-            return cast("dict[str, Any]", msgspec.json.decode((await self.run_at(node, Status)).status))
+            return cast("dict[str, Any]", msgspec.json.decode((await self.run_at(node, Status, timeout=1.0)).status))
         except SpineError:
             return {"state": "down"}
 

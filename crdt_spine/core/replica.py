@@ -67,6 +67,7 @@ class Turn(msgspec.Struct):
     records: list[str]  # ids whose state is visible from then on
     waiting: list[tuple[int, Waiting]]
     events: list[Event]  # what changed, for feeds
+    repeats: set[tuple[int, str, int]]  # of these, the dots of operations that were here under another dot already
 
     @property
     def empty(self) -> bool:
@@ -345,6 +346,9 @@ class Replica:
         self._turn.acks.setdefault(delta.actor, {})[delta.partition] = delta.first + len(delta.changes) - 1
         self._touch(delta.partition, [change.id for change in delta.changes])
         for n, change in enumerate(delta.changes, delta.first):
+            dot = (delta.partition, delta.actor, n)
+            if self.operations.get(change.operation, dot) != dot:
+                self._turn.repeats.add(dot)  # two coordinators took it: the first died, or was too slow
             self._remember(change.operation, delta.partition, delta.actor, n)
 
     def _event(self, number: int, before: Record | None, after: Record, actor: str, n: int) -> None:
@@ -365,7 +369,7 @@ class Replica:
 
     @staticmethod
     def _new_turn() -> Turn:
-        return Turn([], [], {}, {}, [], [], [])
+        return Turn([], [], {}, {}, [], [], [], set())
 
 
 def _encoded(delta: Delta) -> list[bytes]:

@@ -44,7 +44,7 @@ PLAY_SECONDS_MAX: Final = 150.0  # far more than it takes; a demo ends by itself
     help="Which field is content, agent, thread, tags … Repeatable; usual names are found without it.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1, ROWS_MAX), default=ROWS_DEFAULT, help="Rows taken from the file.")
-@click.option("--quick", is_flag=True, help="About ten seconds instead of twenty-five.")
+@click.option("--quick", is_flag=True, help="About eight seconds instead of twenty.")
 @click.option("--plain", is_flag=True, help="Lines instead of a picture, as without a terminal.")
 def demo(data: Path, maps: tuple[str, ...], limit: int, quick: bool, plain: bool) -> None:
     """Agents share memories on three nodes, one of which is killed and comes back; then it is counted what held."""

@@ -2,8 +2,8 @@
 
 A memory that fits when it is stored comes as stored, exactly once, also when the feed moves to another node in the
 middle. An update comes at most once; several may come as one where the feed had to catch up, so updates are not
-counted against the writes. Instead the last that the subscriber saw of each memory must be what the nodes have, and
-no version may come twice.
+counted against the writes. Instead the last that the subscriber saw of each memory must look as it does on the nodes,
+and no version may come twice.
 """
 
 from __future__ import annotations
@@ -75,5 +75,10 @@ def _expected(feed: Feed, writes: Sequence[Write]) -> dict[str, float]:
 
 
 def _outdated(feed: Feed, final: Mapping[str, Memory]) -> list[str]:
-    last = {delivery.memory.id: delivery.memory.version for delivery in feed.deliveries}
-    return [id for id, memory in final.items() if feed.follow.matches(memory) and last.get(id) != memory.version]
+    last = {delivery.memory.id: _seen(delivery.memory) for delivery in feed.deliveries}
+    return [id for id, memory in final.items() if feed.follow.matches(memory) and last.get(id) != _seen(memory)]
+
+
+def _seen(memory: Memory) -> Memory:
+    """What a reader sees of it: a write that changes nothing need not be told, but makes another version."""
+    return msgspec.structs.replace(memory, version="", updated_at=memory.created_at)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import msgspec
@@ -159,10 +159,13 @@ class Feeds:
 
     # -- the tail ---------------------------------------------------------------------------------------------------
 
-    def settled(self, events: list[Event]) -> None:
-        """A turn is durable: send its changes to the live feeds that want them."""
+    def settled(self, events: list[Event], repeats: Collection[tuple[int, str, int]] = ()) -> None:
+        """A turn is durable: send its changes to the live feeds that want them, except those that were told under
+        another dot (`repeats`)."""
         batches: dict[str, tuple[Feed, list[FeedUpdate]]] = {}
         for event in events:
+            if repeats and (event.partition, event.actor, event.n) in repeats:
+                continue
             view: msgspec.Raw | None = None
             for feed in self._candidates(event):
                 position = feed.positions.get(event.partition)

@@ -264,7 +264,7 @@ class Node:
         self.replication.settled(turn)
         self.service.done(done)
         if turn.events:
-            self.feeds.settled(turn.events)
+            self.feeds.settled(turn.events, turn.repeats)
         self.service.settled()
 
     def _operations(self) -> int:

@@ -18,6 +18,7 @@ import msgspec
 
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, missing, within
+from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
@@ -39,6 +40,7 @@ from crdt_spine.limits import (
     PEER_SILENT_SECONDS_MAX,
     REPAIR_GRACE_SECONDS,
     SYNC_PAGE_RECORDS_MAX,
+    TOMBSTONE_SECONDS_MIN,
 )
 from crdt_spine.node.committer import Committer
 from crdt_spine.storage.records import RecordStore
@@ -48,7 +50,8 @@ log = logging.getLogger(__name__)
 
 SYNCS_AT_ONCE = 4
 PAGE_SECONDS_MAX = 5.0
-TOMBSTONES_AT_ONCE = 500
+TOMBSTONES_AT_ONCE = 500  # in a partition
+COLLECT_SECONDS = 10.0
 
 _decode_delta = msgspec.json.Decoder(Delta).decode
 _decode_ack = msgspec.json.Decoder(Ack).decode
@@ -230,7 +233,7 @@ class Replication:
 
     async def run(self) -> None:
         """Announce, look for gaps, collect tombstones, until cancelled."""
-        announced = 0.0
+        announced = collected = 0.0
         while True:
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
@@ -238,8 +241,9 @@ class Replication:
                 self.announce()
                 self.replica.drain(_now())
                 self.committer.touch()
-                if self.state == "up":
-                    self._collect()
+            if self.state == "up" and now - collected >= COLLECT_SECONDS:
+                collected = now
+                self._collect()
             for number, (source, since) in list(self._behind.items()):
                 if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE:
                     continue
@@ -329,12 +333,13 @@ class Replication:
             upto, after = page.upto, page.next
 
     def _collect(self) -> None:
-        """Drop tombstones that every replica has."""
+        """Drop tombstones that every replica has, once late subscribers have had the time to hear of them."""
+        oldest = at_milliseconds(_now() - TOMBSTONE_SECONDS_MIN * 1000)
         for number, partition in self.replica.partitions.items():
             if partition.tombstones:
-                collected = partition.collect(
-                    self.store.tombstones(number, TOMBSTONES_AT_ONCE), self.replica.peers[number]
-                )
+                found = self.store.tombstones(number, TOMBSTONES_AT_ONCE)
+                old = (tombstone for tombstone in found if tombstone.life.origin.time < oldest)
+                collected = partition.collect(old, self.replica.peers[number])
                 self.counts["tombstones_collected"] += collected
 
     def close(self) -> None:

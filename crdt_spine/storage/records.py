@@ -114,13 +114,9 @@ class RecordStore:
         return [page[id] for id in sorted(page)[:limit]]
 
     def tombstones(self, partition: int, limit: int) -> Iterator[Record]:
-        """Dead records of a partition, some of them."""
-        fresh = self.unflushed(frozenset((partition,)))
-        for entry in fresh.values():
-            if entry.record is not None and not entry.record.alive:
-                yield entry.record
+        """The partition's dead records that are in the tables, the longest untouched first."""
         for id, state in self.engine.tombstones(partition, limit):
-            if id not in fresh:
+            if id not in self.dirty and id not in self.flushing:
                 yield codec.from_bytes(id, state)
 
     # -- flushing ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ Rows = Callable[[str, Any], list[tuple[Any, ...]]]  # a reader: statement, value
 _WIDTH_MIN = 256  # entries of the rarest condition in the first window ...
 _WIDTH_MAX = 16_384  # ... doubling up to here while there are too few hits
 _FETCH_MIN = 64  # records fetched at once, doubling ...
-_FETCH_MAX = 512
+_FETCH_MAX = 128  # a record may be hundreds of kilobytes
 _TIME_MIN, _TIME_MAX = -(2**63), 2**63 - 1
 
 

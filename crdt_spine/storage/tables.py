@@ -47,7 +47,7 @@ CREATE TABLE checkpoint (data BLOB NOT NULL);
 """
 _KEYS = {"records": "key", "ids": "(place, key)", "dots": "(chain, n, key)", "postings": "(term, at, key)",
          "pending": "key"}  # fmt: skip
-_LOOKUPS = 256  # ids in one statement
+_AT_ONCE = 256  # records between two statements: a millisecond with the interpreter's lock
 _PLACE_MASK = 2**63 - 1
 _NO_TEXT = -1  # the fingerprint of a record that is not in the text index
 
@@ -123,15 +123,15 @@ class Tables:
         places = [place_of(id) for id in ids]
         order = sorted(range(len(ids)), key=places.__getitem__)
         found: list[Any] = []
-        for start in range(0, len(order), _LOOKUPS):
-            part = order[start : start + _LOOKUPS]
+        for start in range(0, len(order), _AT_ONCE):
+            part = order[start : start + _AT_ONCE]
             values: list[Any] = []
             for index in part:
                 values += (index, places[index])
             found += _read(self._joined(_FIND_KEYS, "(?,?)", values, len(part)))
         found.sort()
-        for start in range(0, len(found), _LOOKUPS):
-            numbers = found[start : start + _LOOKUPS]
+        for start in range(0, len(found), _AT_ONCE):
+            numbers = found[start : start + _AT_ONCE]
             values = []
             for number in numbers:
                 index = number & _INDEX_MASK
@@ -194,15 +194,16 @@ class _Flush:
                 values += self._replaced(rows[known[0]], its[known[0]], known)
             self._write_records(values)
         # New ones get their keys in the order of time: a term's postings come in order, and so do most places.
-        key = first = self.database.number("SELECT next_key FROM counters")
-        values = []
-        for index in sorted(new, key=lambda index: rows[index].created):
-            values += self._added(rows[index], its[index], key)
-            key += 1
-        self._write_records(values)
-        places = sorted((place_of(id), key) for key, id in enumerate(values[1::6], first))
+        order = sorted(new, key=lambda index: rows[index].created)
+        first = self.database.number("SELECT next_key FROM counters")
+        for start in range(0, len(order), _AT_ONCE):
+            values = []
+            for key, index in enumerate(order[start : start + _AT_ONCE], first + start):
+                values += self._added(rows[index], its[index], key)
+            self._write_records(values)
+        places = sorted((place_of(rows[index].id), key) for key, index in enumerate(order, first))
         self._insert("ids", "(?,?)", concatenate.from_iterable(places))
-        self.database.run("UPDATE counters SET next_key = ?", (key,))
+        self.database.run("UPDATE counters SET next_key = ?", (first + len(order),))
 
     def _replaced(self, row: Row, its: bytes, known: _Known) -> tuple[Any, ...]:
         _, key, old_fingerprint, old_dots, old = known

@@ -165,9 +165,8 @@ def test_watch_prints_each_change_as_it_happens_and_goes_on_after_a_token(spine:
 
     spine("store", "three", "--tag", "watched")
     again = spine.start("watch", "--tag", "watched", "--token", second[0]["token"], "--json", "--count", "2")
-    assert [(update["kind"], update["memory"]["content"]) for update in lines_of(again, 2)] == [
-        ("deleted", ""), ("stored", "three"),
-    ]  # fmt: skip
+    missed = {(update["kind"], update["memory"]["content"]) for update in lines_of(again, 2)}
+    assert missed == {("deleted", ""), ("stored", "three")}  # of two partitions, in either order
     assert ended(again)[0] == 0
 
 
@@ -274,16 +273,18 @@ def test_a_killed_node_is_shown_and_started_again_while_commands_go_on(spine: Cl
 # -- up ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_up_leaves_nothing_behind_and_the_same_folder_has_everything_again(tmp_path: Path) -> None:
+def test_a_killed_up_leaves_nothing_behind_and_the_same_folder_has_everything_again(
+    tmp_path: Path, cluster: Callable[[Up], Cluster]
+) -> None:
     folder = tmp_path / "data"
     first = Up(folder, "--region", "eu")
-    spine = Cluster(first.url)
+    spine = cluster(first)
     id = spine.json("store", "acknowledged", "--tag", "kept")["id"]
     before = spine.json("get", id)
     assert first.end(signal.SIGKILL) == -signal.SIGKILL
 
     second = Up(folder)
-    spine = Cluster(second.url)
+    spine = cluster(second)
     assert spine.json("get", id) == before
     assert spine.json("status")["region"] == "eu"
     for options, reason in ((("--nodes", "2"), "--nodes 1"), ((), "in use")):
@@ -308,9 +309,11 @@ def test_up_tells_what_happens_as_json_lines_and_ends_with_its_terminal(tmp_path
     assert ended(running, signal.SIGHUP) == (0, b"", b"")
 
 
-def test_an_import_ends_with_4_when_the_cluster_goes_away_and_names_the_lines(tmp_path: Path) -> None:
+def test_an_import_ends_with_4_when_the_cluster_goes_away_and_names_the_lines(
+    tmp_path: Path, cluster: Callable[[Up], Cluster]
+) -> None:
     up = Up(tmp_path / "data")
-    spine = Cluster(up.url)
+    spine = cluster(up)
     importing = spine.start("import", "-", "--timeout", "1", "--json")
     assert importing.stdin is not None
     importing.stdin.write(b'{"content": "in time"}\n')

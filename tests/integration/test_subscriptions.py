@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from crdt_spine import ConnectionFailed, InvalidInput, Spine, Update
+from crdt_spine.core.placement import partition_of
 from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX
 from crdt_spine.subscription import Updates
 
@@ -295,22 +297,30 @@ async def test_a_subscription_survives_the_death_of_the_broker(cluster: Cluster,
             assert {content: times for content, times in seen.items() if times > 1} == {}
 
 
-async def test_a_subscription_that_moves_to_a_node_in_repair_loses_nothing(start_cluster: Any, mark: str) -> None:
+async def test_a_subscription_opened_at_a_node_in_repair_loses_nothing(start_cluster: Any, mark: str) -> None:
     """What a sync has brought so far is ahead of the node's vector: no later event tells of it."""
     cluster = await start_cluster()
     async with cluster.spine("writer") as writer, cluster.spine("reader") as reader:
+        reader._live.routing._names.sort(key=lambda node: node != "spine-3")
+        await writer.store("first", id=mark)
+        await writer.wait_for(writer.token)
         token = writer.token
-        for _ in range(3):
-            await cluster.kill("spine-3")
-            stored = await writer.store_many({"content": "x" * 5000, "tags": [mark]} for _ in range(2500))
-            reader._live.routing._names.sort(key=lambda node: node != "spine-3")
-            await cluster.bring_back("spine-3")
-            async with reader.subscribe(tags=[mark], token=token) as updates:
-                seen = await take(updates, len(stored), 60)
-                assert next(iter(updates._sources.values())).node == "spine-3"
-                assert Counter(update.memory.id for update in seen) == Counter(memory.id for memory in stored)
-                assert await silent(updates, writer, mark)
-            token = writer.token
+        await cluster.kill("spine-3")
+        ids = (f"{mark}-{n}" for n in itertools.count())
+        one_partition = itertools.islice((id for id in ids if partition_of(id) == partition_of(mark)), 400)
+        stored = await writer.store_many(
+            {"id": id, "content": "x" * 50_000, "tags": [mark]} for id in one_partition
+        )  # some eighty pages
+        await cluster.bring_back("spine-3")
+        taken = 0
+        while not taken:
+            taken = (await cluster.status("spine-3"))["counts"].get("sync_records_taken", 0)
+        assert taken < len(stored), "the repair was over before the subscription began"
+        async with reader.subscribe(tags=[mark], token=token) as updates:
+            assert [source.node for source in updates._sources.values()] == ["spine-3"]
+            seen = await take(updates, len(stored))
+            assert Counter(update.memory.id for update in seen) == Counter(memory.id for memory in stored)
+            assert await silent(updates, writer, mark)
 
 
 async def test_a_subscription_that_no_node_opens_says_so(start_cluster: Any, mark: str) -> None:

@@ -157,9 +157,7 @@ class TagSets:
         present: dict[str, set[Dot]] = {}
         for index in seen:
             kind, tag, dot, _ = self.log[index]
-            taken = any(
-                self.log[other][:2] == ("remove", tag) and index in self.log[other][3] for other in seen
-            )
+            taken = any(self.log[other][:2] == ("remove", tag) and index in self.log[other][3] for other in seen)
             if kind == "add" and not taken:
                 present.setdefault(tag, set()).add(dot)
         return present

@@ -3,7 +3,7 @@ allows; and what comes of it is what the naive specification says."""
 
 from __future__ import annotations
 
-from histories import Dot, Histories, State, histories, merged, tag_sets, TagSets
+from histories import Dot, Histories, State, TagSets, histories, merged, tag_sets
 from hypothesis import given
 from hypothesis import strategies as st
 from simulator.history import seen, value

@@ -46,7 +46,7 @@ def tiny_steps(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(search, "_NARROW", 4)
         patch.setattr(changes, "CHANGED_IDS_REMEMBERED_MAX", 3)
         patch.setattr(changes, "_CHAINS_AT_ONCE", 2)
-        patch.setattr(tables, "_LOOKUPS", 3)
+        patch.setattr(tables, "_AT_ONCE", 3)
         if request.param == "colliding":
             patch.setattr(facets, "_hashed", lambda kind, words: -1 - len(kind + words) % 3)
         yield
@@ -152,7 +152,7 @@ def written(some: list[tuple[list[dict[str, Any]], list[str]]]) -> Model:
 # -- the laws --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(batches, max_size=4), st.lists(queries, max_size=8))
 def test_select_answers_as_a_filter_over_all_records(some: Any, asked: Any) -> None:
     model = written(some)
@@ -163,7 +163,7 @@ def test_select_answers_as_a_filter_over_all_records(some: Any, asked: Any) -> N
     model.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_common_conditions_intersect_over_many_windows(dice: random.Random) -> None:
     """Every tag is on many records, and they seldom meet: the walk goes through dozens of windows."""
@@ -191,7 +191,7 @@ def test_common_conditions_intersect_over_many_windows(dice: random.Random) -> N
     model.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(batches, max_size=4), st.lists(searches, max_size=5), st.integers(1, 20))
 def test_search_answers_as_a_filter_over_words(some: Any, asked: Any, at_once: int) -> None:
     model = written(some)
@@ -211,7 +211,7 @@ def test_search_answers_as_a_filter_over_words(some: Any, asked: Any, at_once: i
     model.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(batches, max_size=4), st.integers(0, 2), vectors, st.integers(1, 30))
 def test_changed_gives_the_records_with_a_dot_beyond_the_vector(
     some: Any, partition: int, have: dict[str, int], limit: int
@@ -225,7 +225,7 @@ def test_changed_gives_the_records_with_a_dot_beyond_the_vector(
     model.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(batches, min_size=2, max_size=6), st.integers(0, 2), vectors, st.integers(1, 3))
 def test_every_page_of_changes_is_as_the_records_are_then(
     some: Any, partition: int, have: dict[str, int], limit: int
@@ -246,7 +246,7 @@ def test_every_page_of_changes_is_as_the_records_are_then(
     model.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(batches, min_size=2, max_size=6), selections, orders, st.integers(1, 3))
 def test_pages_of_a_query_miss_nothing_that_was_there_throughout(
     some: Any, selection: Selection, order: str, limit: int
@@ -272,7 +272,7 @@ def test_pages_of_a_query_miss_nothing_that_was_there_throughout(
     model.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(batches, max_size=5), st.integers(0, 2), times)
 def test_tombstones_and_expired_are_those_of_the_records(some: Any, partition: int, now: int) -> None:
     model = written(some)

@@ -252,20 +252,6 @@ async def test_strong_is_refused_with_a_reason() -> None:
             await one.store("x", consistency="strong")
 
 
-async def test_a_deletion_that_every_replica_has_forgotten_is_not_told_to_who_comes_back_later() -> None:
-    """The README says so under "not guaranteed". Should this change, it has to say something better."""
-    async with Spine.open(":memory:", agent="a") as one:
-        memory = await one.store("x", tags=["t"])
-        token = one.token
-        await one.delete(memory.id)
-        async with asyncio.timeout(SECONDS_MAX):
-            while (await one.status())["nodes"][0]["tombstones"]:
-                await asyncio.sleep(0.05)
-            async with one.subscribe(tags=["t"], token=token) as updates:
-                await one.store("y", tags=["t"])
-                assert (await anext(updates)).memory.content == "y"
-
-
 def _message_types() -> list[str]:
     structs = [one for one in vars(messages).values() if isinstance(one, type)]
     configs = [getattr(one, "__struct_config__", None) for one in structs]

@@ -95,7 +95,11 @@ class Agent:
         if kind == "done":
             assert isinstance(about, Waiting)
             self.cluster.check(
-                "acknowledged", operation.id, self.cluster.partition_of(operation.id), (about.actor, about.n), about.needed
+                "acknowledged",
+                operation.id,
+                self.cluster.partition_of(operation.id),
+                (about.actor, about.n),
+                about.needed,
             )
         if self.pending is None or self.pending[0] != number:
             return

@@ -8,7 +8,7 @@ from simulator.checkers import Checker
 from simulator.history import History
 from simulator.network import Network
 from simulator.node import Node
-from simulator.world import Violation, World
+from simulator.world import World
 
 PARTITIONS = 2
 
@@ -17,20 +17,25 @@ class Cluster:
     """Every node holds every partition. `without` names a rule that is taken away (rules.py)."""
 
     def __init__(
-        self, world: World, network: Network, skews: Sequence[int], write_quorum: int, checkers: Sequence[Checker],
+        self,
+        world: World,
+        network: Network,
+        skews: Sequence[int],
+        announce_milliseconds: int,
+        checkers: Sequence[Checker],
         without: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.world = world
         self.network = network
-        self.write_quorum = write_quorum
+        self.write_quorum = min(2, len(skews))
         self.without = without
-        self.announce_milliseconds = world.random.choice([200, 1_000])
+        self.announce_milliseconds = announce_milliseconds
         self.history = History()
-        self.checkers = checkers
+        self.checkers = [self.history, *checkers]
         self._incarnations = self._tickets = 0
         self.names = [f"n{index}" for index in range(len(skews))]
         self.nodes: dict[str, Node] = {}
-        for checker in checkers:
+        for checker in self.checkers:
             checker.cluster = self
         for name, skew in zip(self.names, skews, strict=True):
             self.nodes[name] = Node(self, name, skew)
@@ -53,12 +58,3 @@ class Cluster:
     def new_ticket(self) -> int:
         self._tickets += 1
         return self._tickets
-
-    def settled(self) -> bool:
-        """Has every node the same, nothing under way?"""
-        nodes = list(self.nodes.values())
-        vectors = [[p.vector for p in node.replica.partitions.values()] for node in nodes]
-        return all(node.serving and not node.repair.syncs for node in nodes) and all(v == vectors[0] for v in vectors)
-
-
-__all__ = ["PARTITIONS", "Cluster", "Violation"]

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from crdt_spine.core.messages import Change
 from crdt_spine.core.record import Record
+from simulator.checkers import Checker
+
+if TYPE_CHECKING:
+    from simulator.node import Node
 
 Dot = tuple[str, int]
 Stamp = tuple[int, str]
@@ -38,14 +42,15 @@ class Seen(NamedTuple):
     version: dict[str, int]
 
 
-class History:
-    """All changes by dot. A dot that was lost in a crash before anyone had it may be given again."""
+class History(Checker):
+    """All changes by dot, as they are made. A dot that was lost in a crash before anyone had it may be given again."""
 
     def __init__(self) -> None:
         self.changes: dict[tuple[int, str, int], Change] = {}
         self.dots: defaultdict[str, set[tuple[int, str, int]]] = defaultdict(set)
 
-    def add(self, partition: int, dot: Dot, change: Change) -> None:
+    def coordinated(self, node: Node, partition: int, dot: Dot, change: Change) -> None:
+        node.tell(f"makes ({dot[0]}, {dot[1]}) of {change.operation} on {change.id}")
         key = (partition, *dot)
         old = self.changes.get(key)
         if old is not None:
@@ -99,8 +104,7 @@ def seen(record: Record | None) -> Seen | None:
         return None
     life = record.life.value
     content, importance, expires = (
-        None if register is None else register.value
-        for register in (record.content, record.importance, record.expires)
+        None if register is None else register.value for register in (record.content, record.importance, record.expires)
     )
     return Seen(
         life.agent, life.thread, life.created, content, importance, expires, record.metadata_values(),

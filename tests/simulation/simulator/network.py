@@ -19,6 +19,7 @@ class Weather:
     doubling: float
     delay_max: int
     page_delay_max: int  # of a sync's pages, on top: they grow old on the way
+    mute: str = ""  # a node whose deltas are all lost, so that every change of it comes by a sync
 
     @classmethod
     def of(cls, chance: Random) -> Weather:
@@ -26,6 +27,7 @@ class Weather:
         return cls(
             chance.choice([0.0, 0.02, 0.1]), chance.choice([0.0, 0.05, 0.2, 0.5]), chance.choice([0.0, 0.15]),
             chance.choice([5, 50, 300]), chance.choice([1, 300, 3_000]),
+            chance.choice(["", "", "n0"]),
         )  # fmt: skip
 
 
@@ -49,7 +51,10 @@ class Network:
         if (source, target) in self.cut:
             self.counts["cut"] += 1
             return
-        if chance.random() < (weather.delta_loss if kind == "delta" else weather.loss):
+        loss = weather.loss
+        if kind == "delta":
+            loss = 1.0 if source == weather.mute else weather.delta_loss
+        if chance.random() < loss:
             self.counts["lost"] += 1
             return
         copies = 1

@@ -157,7 +157,12 @@ class Repair:
         number, page = sync.number, sync.page
         raw = encode(
             SyncRequest(
-                partition=number, have=sync.have, upto=sync.upto, after=sync.after, limit=self.world.random.randint(1, PAGE_RECORDS_MAX), whole=sync.whole
+                partition=number,
+                have=sync.have,
+                upto=sync.upto,
+                after=sync.after,
+                limit=self.world.random.randint(1, PAGE_RECORDS_MAX),
+                whole=sync.whole,
             )
         )
         self.node.send(sync.source, lambda source: source.repair.take_request(raw, self.node, sync, page))

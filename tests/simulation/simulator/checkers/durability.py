@@ -23,4 +23,6 @@ class Durability(Checker):
             for node in self.cluster.nodes.values():
                 here = node.replica.partitions[partition].vector.get(actor, 0)
                 if here < n and needed > len(self.gone):
-                    self.fail(f"the write ({actor}, {n}) of {id} was acknowledged, {node.name} has {actor} up to {here}")
+                    self.fail(
+                        f"the write ({actor}, {n}) of {id} was acknowledged, {node.name} has {actor} up to {here}"
+                    )
