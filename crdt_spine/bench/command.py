@@ -115,7 +115,7 @@ def run_fast(main: Coroutine[Any, Any, T]) -> T:
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     help="Where the systems keep what they store, for as long as they run; else the folder for temporary files.",
 )
-@click.option("--json", "as_document", is_flag=True, help="All measurements as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="All measurements as one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="The tables as Markdown.")
 def bench(
     server: str | None,
@@ -132,7 +132,7 @@ def bench(
     client_at: str,
     direct_get: bool,
     data: Path | None,
-    as_document: bool,
+    as_json: bool,
     as_markdown: bool,
 ) -> None:
     """Measure throughput, latency and CPU per operation.
@@ -168,9 +168,9 @@ def bench(
             bench_command(systems, workloads, rounds=rounds, data=data, notes=_notes(workloads, data), progress=tell)
         )
     except SpineError as error:
-        click.echo(f"spine bench: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         raise SystemExit(4 if isinstance(error, ConnectionFailed) else 1) from error
-    if as_document:
+    if as_json:
         click.echo(as_json(report))
     elif as_markdown:
         click.echo(markdown(report), nl=False)

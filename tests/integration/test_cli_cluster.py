@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ import pytest
 pytestmark = pytest.mark.xdist_group("cli-cluster")  # one cluster for the module
 
 SPINE: Final = [sys.executable, "-m", "crdt_spine.cli.main"]
-READY_SECONDS_MAX: Final = 30.0
 
 
 class Up:
@@ -31,8 +31,12 @@ class Up:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment())
         assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        assert re.fullmatch(r"ready nats://127\.0\.0\.1:\d+\n", line), (line, self.log.read_text())
+        try:
+            line = self.process.stdout.readline().decode()
+            assert re.fullmatch(r"ready nats://127\.0\.0\.1:\d+\n", line), (line, self.log.read_text())
+        except BaseException:
+            self.process.kill()
+            raise
         self.url = line.split()[1]
         self.processes = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -95,16 +99,26 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture
 def cluster() -> Iterator[Callable[[Up], Cluster]]:
-    """`cluster(up)`: commands against a running cluster; what they started ends with the test."""
-    made: list[Cluster] = []
-    yield lambda up: made.append(Cluster(up.url)) or made[-1]
-    for one in made:
-        one.kill()
+    """`cluster(up)`: commands against a running cluster. What they started, and the cluster of a test's own, are gone
+    after the test even when it failed."""
+    made: list[tuple[Up, Cluster]] = []
+
+    def commands(running: Up) -> Cluster:
+        made.append((running, Cluster(running.url)))
+        return made[-1][1]
+
+    yield commands
+    for running, commands_of in made:
+        commands_of.kill()
+        running.process.kill()
 
 
 @pytest.fixture
-def spine(up: Up, cluster: Callable[[Up], Cluster]) -> Cluster:
-    return cluster(up)
+def spine(up: Up) -> Iterator[Cluster]:
+    """Commands against the module's cluster."""
+    commands = Cluster(up.url)
+    yield commands
+    commands.kill()
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -135,7 +149,7 @@ def ended(process: subprocess.Popen[bytes], number: int | None = None) -> tuple[
 
 def test_a_session_file_makes_each_command_see_what_the_ones_before_it_wrote(spine: Cluster, tmp_path: Path) -> None:
     session = ("--session", str(tmp_path / "session"))
-    for turn in range(5):
+    for turn in range(3):
         id = spine("store", f"turn {turn}", "--tag", "session", *session).stdout.decode().strip()
         assert spine.count("--tag", "session", *session) == turn + 1
         assert spine.json("update", id, "--content", f"turn {turn} again", *session)["content"] == f"turn {turn} again"
@@ -192,8 +206,7 @@ def test_watch_ends_on_ctrl_c_with_130_and_when_its_reader_leaves(spine: Cluster
 
 
 def readable(process: subprocess.Popen[bytes]) -> bool:
-    import select
-
+    assert process.stdout is not None
     return bool(select.select([process.stdout], [], [], 0)[0])
 
 
@@ -287,12 +300,15 @@ def test_a_killed_up_leaves_nothing_behind_and_the_same_folder_has_everything_ag
     spine = cluster(second)
     assert spine.json("get", id) == before
     assert spine.json("status")["region"] == "eu"
-    for options, reason in ((("--nodes", "2"), "--nodes 1"), ((), "in use")):
-        refused = spine("up", "--data", str(folder), "--nats-port", "0", *options)
-        assert refused.returncode == 1
-        assert re.search(rf"^error: [^\n]*{folder}[^\n]*\n$", refused.stderr.decode(), re.MULTILINE), refused.stderr
-        assert reason in refused.stderr.decode() or "in use" in refused.stderr.decode()
+    in_use = spine("up", "--data", str(folder), "--nats-port", "0")
     assert second.end(signal.SIGINT) == 0
+    other_shape = spine("up", "--data", str(folder), "--nats-port", "0", "--nodes", "2")
+    for refused, reason in ((in_use, "in use"), (other_shape, "--nodes 1")):
+        assert refused.returncode == 1
+        error = refused.stderr.decode().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert str(folder) in error
+        assert reason in error
 
 
 def test_up_tells_what_happens_as_json_lines_and_ends_with_its_terminal(tmp_path: Path) -> None:

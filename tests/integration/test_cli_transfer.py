@@ -6,16 +6,21 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from crdt_spine.cli.intake import Intake
 from crdt_spine.cli.lines import CHUNK_BYTES, Line, Lines
 from crdt_spine.cli.main import main
-from crdt_spine.limits import IMPORT_IN_FLIGHT_MAX, IMPORT_LINE_BYTES_MAX
+from crdt_spine.errors import SpineError
+from crdt_spine.interchange import FieldMap
+from crdt_spine.limits import IMPORT_LINE_BYTES_MAX
+from crdt_spine.memory import Memory
+from crdt_spine.spine import Spine
 
 SPINE = [sys.executable, "-m", "crdt_spine.cli.main"]
 
@@ -106,13 +111,35 @@ def test_a_broken_line_is_reported_with_its_number_and_the_rest_goes_on(
     ]
 
 
-def test_of_lines_with_the_same_id_the_last_one_stays_although_many_are_under_way(
-    spine: Run, database: str, tmp_path: Path
-) -> None:
-    rows = [{"id": f"m{number % 3}", "content": str(number)} for number in range(IMPORT_IN_FLIGHT_MAX + 100)]
-    assert spine("import", write(tmp_path / "same.jsonl", *rows), "--path", database).returncode == 0
-    found = {memory["id"]: memory["content"] for memory in memories(spine, database)}
-    assert found == {row["id"]: row["content"] for row in rows[-3:]}
+async def test_of_lines_with_the_same_id_the_last_one_stays_although_an_earlier_one_is_held_up(database: str) -> None:
+    class HeldUp(Spine):
+        """As the spine it was made from, but the content "old" gets nowhere until "other" is stored."""
+
+        other_stored = asyncio.Event()
+
+        async def store(self, content: str, **arguments: Any) -> Memory:
+            if content == "old":
+                await self.other_stored.wait()
+            memory = await super().store(content, **arguments)
+            if content == "other":
+                self.other_stored.set()
+            return memory
+
+    def failed(line: int, error: SpineError) -> None:
+        raise AssertionError((line, error))
+
+    async def batches() -> AsyncIterator[list[Line]]:
+        contents = [("m", "old"), ("m", "new"), ("n", "other")]
+        yield [(n, msgspec.json.encode({"id": id, "content": content})) for n, (id, content) in enumerate(contents, 1)]
+
+    async with HeldUp.open(database, agent="importer") as spine:
+        assert isinstance(spine, HeldUp)
+        intake = Intake(spine, FieldMap(), failed)
+        await intake.run(batches())
+        assert (intake.stored, intake.failed) == (3, 0)
+        found = await spine.get("m")
+        assert found is not None
+        assert found.content == "new"
 
 
 async def test_lines_are_numbered_whatever_the_chunks_and_those_that_are_too_long_are_passed_over() -> None:

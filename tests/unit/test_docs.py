@@ -10,7 +10,6 @@ In a text, a code block that follows one of these lines is run, in an empty fold
 from __future__ import annotations
 
 import ast
-import asyncio
 import os
 import re
 import subprocess

@@ -35,7 +35,7 @@ class Habit(NamedTuple):
                 ("store", "store", "delete", "tag"),
             ]
         )
-        return cls(kinds, chance.choice([(None, None, 1, nodes), (1, 1, 1, None)]))
+        return cls(kinds, chance.choice([(None, None, 1, nodes), (1, 1, 1, None), (1,)]))
 
 
 class Agent:

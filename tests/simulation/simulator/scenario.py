@@ -31,7 +31,7 @@ class Scenario(NamedTuple):
             Habit.of(chance, nodes),
             chance.choice([2, 6, 12]),
             chance.choice([30, 300]),
-            chance.choice([400, 1_500, 6_000]),
+            chance.choice([400, 1_500, 6_000, 20_000]),
             chance.choice([200, 1_000]),
             chance.random() < 0.2,
         )
@@ -41,10 +41,10 @@ class Scenario(NamedTuple):
 SYNCS = Scenario(
     Weather(0.02, 0.02, 0.0, 50, 3_000, "n0"),
     (0, 100, -300),
-    Habit(("store", "tag", "tag", "tag", "untag", "untag", "untag"), (1, 1, 1, None)),
+    Habit(("store", "tag", "tag", "tag", "tag", "untag", "untag", "untag", "untag"), (1,)),
     ids=12,
     agent_pause_max=30,
-    fault_pause_max=1_500,
+    fault_pause_max=20_000,
     announce=200,
     rollback=False,
 )
@@ -57,4 +57,4 @@ DELETES = SYNCS._replace(
 )
 
 #: An old disk is put into a node, again and again.
-ROLLBACKS = DELETES._replace(weather=Weather(0.02, 0.05, 0.0, 50, 1), rollback=True)
+ROLLBACKS = DELETES._replace(weather=Weather(0.02, 0.05, 0.0, 50, 1), fault_pause_max=1_500, rollback=True)

@@ -45,5 +45,6 @@ class Meaning(Checker):
             self.fail(f"{id} is not there on {node.name} but should be:\n    {should_be}\n  instead of\n    {record}")
         differing = [name for name in Seen._fields if getattr(is_there, name) != getattr(should_be, name)]
         self.fail(
-            f"{id} on {node.name} differs in {', '.join(differing)}:\n    is        {is_there}\n    should be {should_be}"
+            f"{id} on {node.name} differs in {', '.join(differing)}:\n"
+            f"    is        {is_there}\n    should be {should_be}"
         )
