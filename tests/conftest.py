@@ -131,7 +131,7 @@ class RunningCluster:
         if self.pid(node) is None:
             return {"state": "down"}
         try:
-            return cast("dict[str, Any]", msgspec.json.decode((await self.run_at(node, Status, timeout=1.0)).status))
+            return cast("dict[str, Any]", msgspec.json.decode((await self.run_at(node, Status, timeout=3.0)).status))
         except SpineError:
             return {"state": "down"}
 

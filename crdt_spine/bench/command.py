@@ -16,7 +16,7 @@ from rich.console import Console
 from crdt_spine.bench.driver import Measurement
 from crdt_spine.bench.jetstream import JetStreamSystem
 from crdt_spine.bench.machine import describe_machine
-from crdt_spine.bench.report import as_json, markdown, tables
+from crdt_spine.bench.report import as_json as json_text, markdown, tables
 from crdt_spine.bench.rounds import Report, System, compare
 from crdt_spine.bench.spine_system import OwnCluster, RunningCluster
 from crdt_spine.bench.workload import STANDARD, Workload
@@ -171,7 +171,7 @@ def bench(
         click.echo(f"error: {error}", err=True)
         raise SystemExit(4 if isinstance(error, ConnectionFailed) else 1) from error
     if as_json:
-        click.echo(as_json(report))
+        click.echo(json_text(report))
     elif as_markdown:
         click.echo(markdown(report), nl=False)
     else:

@@ -216,9 +216,9 @@ class Replica:
         behind: list[int] = []
         if self.actors.setdefault(announcement.node, announcement.actor) != announcement.actor:
             self.actors[announcement.node] = announcement.actor
-            for number, partition in self.partitions.items():
+            for number, known in self.partitions.items():
                 self.quorums[number].forget(announcement.node)
-                partition.unhear(announcement.node)
+                known.unhear(announcement.node)
         for number, vector in announcement.vectors.items():
             partition = self.partitions.get(number)
             if partition is None or announcement.node not in self.peers[number]:

@@ -1,18 +1,18 @@
 """Tokens and cursors as text: opaque, versioned, and refused with a reason when they are not ours.
 
 A token is a vector per partition. Actors are listed once; the rest is small numbers, so that a token of 64 partitions
-stays near a kilobyte.
+stays near a kilobyte. A checksum tells a damaged one, which might otherwise ask for changes that never were.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
-from crdt_spine.core.messages import Vectors
+from crdt_spine.core.messages import Unreadable, Vectors, Whole
 from crdt_spine.errors import InvalidInput
 
 _TOKEN = "st1"
@@ -23,14 +23,14 @@ class _Token(msgspec.Struct, array_like=True):
     cluster: str
     region: str
     actors: list[str]
-    partitions: dict[int, dict[int, int]]  # partition -> actor's index -> n
+    partitions: dict[int, dict[Whole, Whole]]  # partition -> actor's index -> n
 
 
 class Cursor(msgspec.Struct, array_like=True):
     """Where a query goes on: behind (created, id), or by relevance past what was shown. `query` tells which query."""
 
     query: int
-    after: tuple[int, str] | None
+    after: tuple[Whole, str] | None
     shown: tuple[str, ...]
 
 
@@ -57,7 +57,7 @@ def token_vectors(text: str, cluster: str, region: str, partitions: int) -> Vect
             number: {token.actors[actor]: n for actor, n in vector.items()}
             for number, vector in token.partitions.items()
         }
-    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, binascii.Error) as error:
+    except (*Unreadable, ValueError, IndexError) as error:
         raise InvalidInput(
             f"token {_shown(text)} is none of this version; take one from spine.token or update.token"
         ) from error
@@ -79,7 +79,7 @@ def cursor_of(text: str, query: int) -> Cursor:
     """The cursor of a text. Raises InvalidInput: no cursor, or another query's."""
     try:
         cursor = _decode_cursor(_bytes(_CURSOR, text))
-    except (msgspec.MsgspecError, ValueError, TypeError, binascii.Error) as error:
+    except (*Unreadable, ValueError) as error:
         raise InvalidInput(f"cursor {_shown(text)} is none of this version; take it from page.cursor") from error
     if cursor.query != query:
         raise InvalidInput("the cursor belongs to another query: pass the same conditions as for its first page")
@@ -87,14 +87,23 @@ def cursor_of(text: str, query: int) -> Cursor:
 
 
 def _text(kind: str, value: Any) -> str:
-    return kind + base64.urlsafe_b64encode(msgspec.msgpack.encode(value)).decode().rstrip("=")
+    body = msgspec.msgpack.encode(value)
+    return kind + base64.urlsafe_b64encode(body + _checksum(kind, body)).decode().rstrip("=")
 
 
 def _bytes(kind: str, text: str) -> bytes:
     if not isinstance(text, str) or not text.startswith(kind):
         raise ValueError("not of this kind")
-    body = text[len(kind) :]
-    return base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    encoded = text[len(kind) :]
+    data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    body = data[:-4]
+    if data[-4:] != _checksum(kind, body):
+        raise ValueError("damaged")
+    return body
+
+
+def _checksum(kind: str, body: bytes) -> bytes:
+    return crc32(body, crc32(kind.encode())).to_bytes(4)
 
 
 def _shown(text: object) -> str:

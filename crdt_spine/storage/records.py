@@ -125,6 +125,7 @@ class RecordStore:
         """Take everything dirty; `checkpoint` must describe this very instant. One flush at a time."""
         assert not self.flushing, "a flush is under way"
         self.flushing, self.dirty = self.dirty, {}
+        self._old = {}  # what is being flushed takes its place, so that there are never four generations in memory
         return Flush(self.flushing, checkpoint)
 
     def write_flush(self, flush: Flush) -> None:

@@ -64,7 +64,7 @@ async def written(writer: Writer, count: int) -> None:
     """Wait until so many more memories are acknowledged."""
     target = len(writer.expected) + count
     async with asyncio.timeout(30):
-        while len(writer.expected) < target:  # noqa: ASYNC110
+        while len(writer.expected) < target:
             await asyncio.sleep(0.01)
 
 

@@ -1,0 +1,67 @@
+"""Tokens and cursors come back as they were; whatever else is given for one raises InvalidInput and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crdt_spine.core.token import Cursor, cursor_of, cursor_text, token_text, token_vectors
+from crdt_spine.errors import InvalidInput
+
+actors = st.sampled_from(["eu/a@1", "eu/b@2", "us/é@3"])
+vectors = st.dictionaries(st.integers(0, 63), st.dictionaries(actors, st.integers(1, 1 << 40), min_size=1), max_size=8)
+cursors = st.builds(
+    Cursor, st.integers(0, (1 << 32) - 1), st.none() | st.tuples(st.integers(0, 1 << 62), st.text(max_size=5)),
+    st.lists(st.text(max_size=5), max_size=3).map(tuple),
+)  # fmt: skip
+
+
+@given(vectors)
+def test_a_token_comes_back(given_vectors: dict[int, dict[str, int]]) -> None:
+    assert token_vectors(token_text("c", "r", given_vectors), "c", "r", 64) == given_vectors
+
+
+@given(cursors)
+def test_a_cursor_comes_back(cursor: Cursor) -> None:
+    assert cursor_of(cursor_text(cursor), cursor.query) == cursor
+
+
+@given(cursors, st.data())
+def test_damaged_ones_are_refused(cursor: Cursor, data: st.DataObject) -> None:
+    for text, read in (
+        (token_text("c", "r", {1: {"a": 5}, 2: {"a": 6}}), lambda text: token_vectors(text, "c", "r", 64)),
+        (cursor_text(cursor), lambda text: cursor_of(text, cursor.query)),
+    ):
+        at = data.draw(st.integers(0, len(text) - 2))
+        with pytest.raises(InvalidInput):
+            read(text[:at])
+        letter = data.draw(st.sampled_from("AZaz09-_é ").filter(lambda letter: letter != text[at]))  # noqa: B023
+        with pytest.raises(InvalidInput):
+            read(text[:at] + letter + text[at + 1 :])
+
+
+@given(st.one_of(st.text(), st.binary(), st.integers(), st.none(), st.text().map(lambda text: "st1" + text)))
+def test_garbage_is_refused(garbage: object) -> None:
+    with pytest.raises(InvalidInput):
+        token_vectors(garbage, "c", "r", 64)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        cursor_of(garbage, 0)  # type: ignore[arg-type]
+
+
+def test_another_clusters_regions_or_querys_is_refused_and_says_so() -> None:
+    text = token_text("c", "r", {63: {"a": 5}})
+    for cluster, region, partitions, word in (("d", "r", 64, "'d'"), ("c", "s", 64, "'s'"), ("c", "r", 63, "63")):
+        with pytest.raises(InvalidInput, match=word):
+            token_vectors(text, cluster, region, partitions)
+    with pytest.raises(InvalidInput, match="another query"):
+        cursor_of(cursor_text(Cursor(1, None, ())), 2)
+    with pytest.raises(InvalidInput):
+        cursor_of(text, 1)
+    with pytest.raises(InvalidInput):
+        token_vectors(cursor_text(Cursor(1, None, ())), "c", "r", 64)
+
+
+def test_a_token_of_64_partitions_and_three_nodes_stays_near_a_kilobyte() -> None:
+    every = {number: {f"eu/spine-{node}@kx81a0z2": 100_000 + node for node in range(3)} for number in range(64)}
+    assert len(token_text("production-memory", "eu", every)) < 2_000
