@@ -35,6 +35,7 @@ FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a p
 
 # -- a node's memory ---------------------------------------------------------------------------------------------
 DIRTY_RECORDS_MAX: Final = 40_000  # acknowledged, not yet in the tables; writers wait above it
+DIRTY_BYTES_MAX: Final = 96 * 1024 * 1024  # of them, estimated
 CACHE_BYTES_MAX: Final = 48 * 1024 * 1024  # decoded records kept for reading, estimated; after a flush up to 1.5 times
 PAGE_CACHE_BYTES_MAX: Final = 16 * 1024 * 1024  # SQLite's, of the connection that writes the tables
 READ_CACHE_BYTES_MAX: Final = 6 * 1024 * 1024  # of each connection that reads them; the system caches the file as well
@@ -44,7 +45,7 @@ RANKED_MAX: Final = 32_768  # memories weighed for one search by relevance; some
 TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata values
 CHANGED_PAGES_REMEMBERED_MAX: Final = 4  # repairs under way at once that need not look at the index for every page
 CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
-OPERATIONS_REMEMBERED_MAX: Final = 50_000  # operation ids a node knows, so that a retry is not applied twice
+OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that a retry is not applied twice
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
 FEEDS_MAX: Final = 10_000  # subscriptions a node serves

@@ -16,7 +16,8 @@ from rich.console import Console
 from crdt_spine.bench.driver import Measurement
 from crdt_spine.bench.jetstream import JetStreamSystem
 from crdt_spine.bench.machine import describe_machine
-from crdt_spine.bench.report import as_json as json_text, markdown, tables
+from crdt_spine.bench.report import as_json as json_text
+from crdt_spine.bench.report import markdown, tables
 from crdt_spine.bench.rounds import Report, System, compare
 from crdt_spine.bench.spine_system import OwnCluster, RunningCluster
 from crdt_spine.bench.workload import STANDARD, Workload

@@ -205,10 +205,11 @@ class Partition:
             if self.watcher is not None:
                 self.watcher(self.number, mine, merged, "", 0)
 
-    def drop_absent(self, ids: Collection[str], upto: Mapping[str, int], after: str | None, through: str | None) -> None:
+    def drop_absent(
+        self, ids: Collection[str], upto: Mapping[str, int], after: str | None, through: str | None
+    ) -> None:
         """Forget the records behind `after`, through `through`, that a source with `upto` no longer has, `ids` being
-        those it has: it had all of them, so their tombstones were dropped while this replica was not itself (its disk is
-        an old copy)."""
+        those it has. It had all of them: their tombstones were dropped after the copy was made that is this disk."""
         while page := self.records.changed(self.number, {}, after, SYNC_PAGE_RECORDS_MAX):
             for record in page:
                 after = record.id

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import codec, writes
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Announcement, Delete, Delta, Edit, Store, SyncPage, Vectors, Write, encode
 from crdt_spine.core.partition import Partition, Records, latest_time
@@ -121,7 +121,8 @@ class Replica:
         needed = min(operation.acks or self.write_quorum, 1 + len(self.peers[number]))
         deadline = now + int(OPERATION_SECONDS_MAX * 1000)
         # Not only where it says that it is a retry: a first attempt may come late, after the second one.
-        if (known := self.operations.get(operation_id)) is not None:
+        known = self.operations.get(operation_id)
+        if known is not None and not self._is_lost(*known):
             self._turn.waiting.append((number, Waiting(ticket, known[1], known[2], needed, deadline)))
             return self.records.get(operation.id)
         record = self.records.get(operation.id)
@@ -231,8 +232,14 @@ class Replica:
         return done, behind
 
     def known_of(self, node: str) -> Vectors:
-        """What another node has said to have."""
-        return {number: dict(q.durable[node]) for number, q in self.quorums.items() if node in q.durable}
+        """What another node has said to have, be it by a change of its own that is still held back here."""
+        known = {number: dict(q.durable.get(node, {})) for number, q in self.quorums.items()}
+        own = (node_of(self.actor)[0], node)
+        for number, partition in self.partitions.items():
+            for actor, held in partition.waiting.items():
+                if node_of(actor) == own:
+                    join_into(known[number], {actor: max(first + len(d.changes) - 1 for first, _, d in held)})
+        return {number: vector for number, vector in known.items() if vector}
 
     def lost(self, announcement: Announcement) -> bool:
         """Does a peer know of this node what it does not know itself, changes it made or had? Then its disk was rolled
@@ -330,6 +337,13 @@ class Replica:
         return not within(wanted, self.durable[number])
 
     # -- within -----------------------------------------------------------------------------------------------------
+
+    def _is_lost(self, number: int, actor: str, n: int) -> bool:
+        """Was this change heard of and never seen, and has its node gone on under another name? It won't come then."""
+        region, node = node_of(actor)
+        newest = self.actor if node == self.node else self.actors.get(node, actor)
+        former = actor != newest and region == node_of(self.actor)[0]
+        return former and self.partitions[number].vector.get(actor, 0) < n
 
     def _former_actors(self, announcement: Announcement, partition: Partition) -> list[str]:
         """Whom changes wait for that nobody sends any more: what a node lost with its disk it has lost, and its changes

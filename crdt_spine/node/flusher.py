@@ -12,17 +12,17 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from crdt_spine.limits import DIRTY_RECORDS_MAX, OPERATIONS_REMEMBERED_MAX
+from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
 from crdt_spine.storage.records import RecordStore
 
 log = logging.getLogger(__name__)
 
-FLUSH_RECORDS = DIRTY_RECORDS_MAX // 2
+FLUSH_FROM = 0.5  # of the memory for what is not in the tables yet
 BUSY_OPERATIONS = 50  # since the last check: agents come first
 FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
-TEXT_RECORDS = 200  # in one transaction of the text index
+TEXT_RECORDS = 500  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
 CHECK_SECONDS = 0.1
 RETRY_SECONDS = 1.0  # while the disk is full
@@ -57,7 +57,7 @@ class Flusher:
         self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            due = len(self.store.dirty) >= FLUSH_RECORDS or loop.time() - self._last >= FLUSH_SECONDS
+            due = self.store.behind() >= FLUSH_FROM or loop.time() - self._last >= FLUSH_SECONDS
             try:
                 if due and self.store.dirty:
                     await self.flush()
@@ -66,7 +66,7 @@ class Flusher:
                 operations, before = self.operations(), operations
                 idle = operations - before < BUSY_OPERATIONS
                 if self.text_backlog and (idle or self.text_backlog > TEXT_BACKLOG_MAX):
-                    await self._index(5)
+                    await self._index(20 if self.text_backlog > TEXT_BACKLOG_MAX else 2)
             except StorageFull as error:
                 log.error("the tables can't be written: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)

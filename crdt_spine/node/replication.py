@@ -36,7 +36,6 @@ from crdt_spine.core.subjects import Subjects
 from crdt_spine.limits import (
     ANNOUNCE_SECONDS,
     BATCH_BYTES_TARGET,
-    DIRTY_RECORDS_MAX,
     PEER_SILENT_SECONDS_MAX,
     REPAIR_GRACE_SECONDS,
     SYNC_PAGE_RECORDS_MAX,
@@ -143,7 +142,7 @@ class Replication:
         if not self.replica.receive(delta, raw, _now()):
             self._mark_behind(delta.partition, node_of(delta.actor)[1])
         self.committer.touch()
-        while len(self.store.dirty) >= 2 * DIRTY_RECORDS_MAX or self.committer.full:
+        while self.store.behind() >= 2 or self.committer.full:
             await asyncio.sleep(0.02)
 
     def take_ack(self, message: Message) -> None:
@@ -326,7 +325,7 @@ class Replication:
             self.counts["sync_bytes_taken"] += len(raw)
             self.committer.touch()
             await self.committer.barrier()
-            while len(self.store.dirty) >= DIRTY_RECORDS_MAX:
+            while self.store.behind() >= 1:
                 await asyncio.sleep(0.02)
             if page.next is None:
                 return

@@ -39,7 +39,7 @@ from crdt_spine.core.placement import partition_of
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica
-from crdt_spine.limits import DIRTY_RECORDS_MAX, READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
+from crdt_spine.limits import READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.queries import Queries
 from crdt_spine.node.view import encoded, entry_view
@@ -223,7 +223,7 @@ class Service:
             return f"the disk of node {self.node} is full"
         if self.waiting >= REQUESTS_WAITING_MAX:
             return f"node {self.node} has {self.waiting} writes waiting"
-        if len(self.store.dirty) >= DIRTY_RECORDS_MAX:
+        if self.store.behind() >= 1:
             return f"the tables of node {self.node} are {len(self.store.dirty)} memories behind"
         return ""
 

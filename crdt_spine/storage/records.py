@@ -15,7 +15,7 @@ import msgspec
 from crdt_spine.core import codec
 from crdt_spine.core.causality import within
 from crdt_spine.core.record import Record
-from crdt_spine.limits import CACHE_BYTES_MAX
+from crdt_spine.limits import CACHE_BYTES_MAX, DIRTY_BYTES_MAX, DIRTY_RECORDS_MAX
 from crdt_spine.storage.engine import Checkpoint, Engine, Row
 
 #: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
@@ -53,6 +53,7 @@ class RecordStore:
         self.engine = engine
         self.dirty: dict[str, Entry] = {}
         self.flushing: dict[str, Entry] = {}
+        self.dirty_bytes = 0  # of `dirty`, estimated
         # Two generations: what is asked for moves to the young one; when that is full it becomes the old one, and what
         # was not asked for since the last time is gone. No list to keep in order, and a flush is taken over whole.
         self._young: dict[str, Entry] = {}
@@ -79,13 +80,15 @@ class RecordStore:
 
     def put(self, partition: int, record: Record) -> None:
         """A record's new state; in the tables after the next flush."""
-        self._forget(record.id)
-        self.dirty[record.id] = Entry(partition, record)
+        self._change(record.id, Entry(partition, record))
 
     def drop(self, partition: int, id: str) -> None:
         """The record is to be forgotten."""
-        self._forget(id)
-        self.dirty[id] = Entry(partition, None)
+        self._change(id, Entry(partition, None))
+
+    def behind(self) -> float:
+        """How full the memory for what is not in the tables yet is: 1 is as much as there may be."""
+        return max(len(self.dirty) / DIRTY_RECORDS_MAX, self.dirty_bytes / DIRTY_BYTES_MAX)
 
     # -- many -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class RecordStore:
     def begin_flush(self, checkpoint: Checkpoint) -> Flush:
         """Take everything dirty; `checkpoint` must describe this very instant. One flush at a time."""
         assert not self.flushing, "a flush is under way"
-        self.flushing, self.dirty = self.dirty, {}
+        self.flushing, self.dirty, self.dirty_bytes = self.dirty, {}, 0
         self._old = {}  # what is being flushed takes its place, so that there are never four generations in memory
         return Flush(self.flushing, checkpoint)
 
@@ -140,10 +143,18 @@ class RecordStore:
         self.flushing = {}
         if not written:
             self.dirty = {**flush.entries, **self.dirty}
+            self.dirty_bytes = sum(entry.weight for entry in self.dirty.values())
             return
         self._old = flush.entries if flush.weight <= CACHE_BYTES_MAX else {}
         for id in self.dirty:
             self._old.pop(id, None)
+
+    def _change(self, id: str, entry: Entry) -> None:
+        self._young.pop(id, None)
+        self._old.pop(id, None)
+        before = self.dirty.get(id)
+        self.dirty_bytes += entry.weight - (0 if before is None else before.weight)
+        self.dirty[id] = entry
 
     # -- the cache --------------------------------------------------------------------------------------------------
 
@@ -158,12 +169,8 @@ class RecordStore:
     def _remember(self, id: str, entry: Entry) -> None:
         self._young[id] = entry
         self._young_bytes += entry.weight
-        if self._young_bytes > CACHE_BYTES_MAX // 2:
+        if self._young_bytes > CACHE_BYTES_MAX // 3:
             self._old, self._young, self._young_bytes = self._young, {}, 0
-
-    def _forget(self, id: str) -> None:
-        self._young.pop(id, None)
-        self._old.pop(id, None)
 
 
 def _row(partition: int, record: Record) -> Row:

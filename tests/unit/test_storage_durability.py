@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from crdt_spine.core.selection import Selection
@@ -111,6 +112,18 @@ def test_a_killed_process_loses_nothing_that_it_was_told_is_durable(tmp_path: Pa
     assert flushed > 100
 
 
+def test_pruning_and_indexing_leave_commits_durable(tmp_path: Path) -> None:
+    """Both do without an fsync of their own. That must not stay so for what comes after them."""
+    engine = SqliteEngine.open(tmp_path)
+    engine.flush([memory(1, 1, "words")], [], Checkpoint())
+    engine.index_text(1)
+    engine.prune(engine.append(b"x"))
+    full = 2
+    assert engine._journal.database.number("PRAGMA synchronous") == full
+    assert engine._tables.database.number("PRAGMA synchronous") == full
+    engine.close()
+
+
 # -- full ------------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +134,7 @@ def test_a_full_journal_takes_nothing_and_goes_on_when_there_is_room(tmp_path: P
     with pytest.raises(StorageFull, match=r"journal\.db: no space left"):
         while True:
             last = engine.append(b"x" * 30_000)
-    with pytest.raises(StorageFull):
+    with pytest.raises(StorageFull, match="no space left"):
         engine.append(b"x" * 30_000)
     assert [sequence for sequence, _ in engine.journal_rows(0)] == list(range(1, last + 1))
     engine.prune(last // 2)
@@ -151,6 +164,23 @@ def test_a_flush_that_finds_no_room_changes_nothing(tmp_path: Path) -> None:
     engine = SqliteEngine.open(tmp_path)
     assert engine.checkpoint.through == 3
     assert len(list(engine.select(EVERYTHING, "oldest", 9999, None, None, 0))) == 5_000
+    engine.close()
+
+
+def test_an_actor_first_seen_in_a_flush_that_failed_is_known_after_the_next_one(tmp_path: Path) -> None:
+    engine = SqliteEngine.open(tmp_path)
+    engine.flush([memory(1, 1)], [], Checkpoint())
+    other = msgspec.structs.replace(memory(2, 1, state=b"x" * 1_000_000), version={"b": 1, "c": 1})
+    engine.limit_bytes(1 << 40, 300_000)
+    with pytest.raises(StorageFull):
+        engine.flush([other], [], Checkpoint())
+    engine.limit_bytes(1 << 40, 1 << 40)
+    engine.flush([other, msgspec.structs.replace(memory(3, 1), version={"c": 2})], [], Checkpoint())
+    for _ in range(2):
+        assert [id for id, _ in engine.changed(0, {"a": 1, "b": 1}, None, 9)] == ["m0002", "m0003"]
+        assert [id for id, _ in engine.changed(0, {"a": 1, "c": 2}, None, 9)] == ["m0002"]
+        engine.close()
+        engine = SqliteEngine.open(tmp_path)
     engine.close()
 
 

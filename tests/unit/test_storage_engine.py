@@ -132,6 +132,7 @@ def test_a_forgotten_record_leaves_nothing_behind(engine: SqliteEngine) -> None:
     flush(engine, memory("m", tags=("t",), content="apple", expires=5), memory("dead", alive=False, version={"a": 2}))
     engine.index_text(10)
     flush(engine, forget=("m", "m", "dead", "never there"))
+    assert engine.index_text(0) == 1, "its words are to be taken out of the text index"
     flush(engine, memory("other", version={"a": 3}))
     assert engine.get("m") is None
     assert selected(engine) == ["other"]

@@ -70,10 +70,17 @@ class Faults:
         self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
 
     def _may_roll_back(self) -> bool:
-        """An old disk is put in while the rest of the cluster is well and knows what the node had."""
-        return self.cluster.nodes[self.victim].disk.backup is not None and all(
-            node.serving and (name == self.victim or self.victim in node.repair.heard)
-            for name, node in self.cluster.nodes.items()
+        """An old disk is put in while the rest of the cluster is well and knows what the node had.
+
+        Nor has any other node just got a record from it in a sync that is not over. A change that is in such a record,
+        in nobody's vector, and then gone from its coordinator's disk, stays with the node that got it.
+        """
+        victim = self.cluster.nodes[self.victim]
+        others = [node for node in self.cluster.nodes.values() if node is not victim]
+        return (
+            victim.serving
+            and victim.disk.backup is not None
+            and all(node.serving and self.victim in node.repair.heard and not node.records_ahead() for node in others)
         )
 
     def _roll_back(self, node: Node) -> None:

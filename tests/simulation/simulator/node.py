@@ -225,6 +225,10 @@ class Node:
 
         self.cluster.network.send(self.name, target, arrive, kind)
 
+    def records_ahead(self) -> bool:
+        """Is there a record with a change that the vector does not have yet?"""
+        return any(self.store.changed(n, p.vector, None, 1) for n, p in self.replica.partitions.items())
+
     # -- tables -----------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> Checkpoint:
