@@ -17,6 +17,7 @@ THREAD_BYTES_MAX: Final = 256
 TAG_BYTES_MAX: Final = 128
 TAGS_MAX: Final = 64  # a memory
 METADATA_KEYS_MAX: Final = 64  # a memory
+METADATA_KEYS_REMEMBERED_MAX: Final = 512  # a memory's, removed ones included: each leaves a trace until a store
 METADATA_KEY_BYTES_MAX: Final = 128
 METADATA_BYTES_MAX: Final = 16 * 1024  # a memory's metadata as JSON
 TTL_SECONDS_MAX: Final = 100 * 365 * 86_400

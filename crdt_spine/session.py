@@ -355,7 +355,7 @@ class Session:
         seconds = call.seconds
         write = isinstance(call.operation, Store | Edit | Delete)
         said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
-        if call.problem is not None and call.problem.error == "Behind":
+        if call.problem is not None and call.problem.error == "Behind" and not write:
             return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
         if write and (call.open_attempts or (said and self.transport.connected)):
             outcome: Outcome = "unknown" if call.open_attempts else "not applied"

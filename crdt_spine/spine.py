@@ -157,7 +157,7 @@ class Spine:
         """
         session = self._live
         operation = self._store(session, content, id, tags, metadata, thread, importance, ttl, created_at, consistency)
-        result = await session.on_memory(operation, operation.id)
+        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
         return _stored(operation, result, self.agent)
 
     async def store_many(self, memories: Iterable[Mapping[str, Any]]) -> list[Memory]:
@@ -187,7 +187,8 @@ class Spine:
             except InvalidInput as error:
                 raise InvalidInput(f"memory {index}: {error}") from None
         results = await asyncio.gather(
-            *[session.on_memory(operation, operation.id) for operation in operations], return_exceptions=True
+            *[session.on_memory(operation, operation.id, use_token=operation.acks != 1) for operation in operations],
+            return_exceptions=True,
         )
         stored = []
         for operation, result in zip(operations, results, strict=True):
@@ -224,7 +225,7 @@ class Spine:
         )
         if both := set(operation.add) & set(operation.remove):
             raise InvalidInput(f"tag {min(both)!r} is both in add_tags and in remove_tags")
-        result = await session.on_memory(operation, operation.id)
+        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
         return _decode_memory(result.memory)
 
     async def delete(self, id: str, *, consistency: Consistency | str | None = None) -> bool:
@@ -233,7 +234,7 @@ class Spine:
         operation = Delete(
             i=session.number(), id=validation.id(id), acks=self._acks(consistency), agent=self._other_agent(session)
         )
-        result = await session.on_memory(operation, operation.id)
+        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
         return bool(result.existed)
 
     # -- reading ----------------------------------------------------------------------------------------------------

@@ -250,6 +250,8 @@ class Updates(AsyncIterator[Update]):
         if not news:
             source.taken += 1
             return
+        # What this session does next builds on what it was told.
+        self._session.see({number: join(self._positions[number], update.version)})
         if not within(update.version, self._positions[number]):
             self._ahead[update.id] = (number, update.version)
         memory = _decode_memory(update.memory)

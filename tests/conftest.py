@@ -21,7 +21,6 @@ from crdt_spine.broker.server import EmbeddedBroker
 from crdt_spine.core.messages import Get, Status
 from crdt_spine.errors import SpineError
 from crdt_spine.memory import Memory
-from crdt_spine.session import Session
 from crdt_spine.supervisor import Supervisor
 
 Eventually = Callable[..., Awaitable[None]]
@@ -92,7 +91,7 @@ class RunningCluster:
         self.url = supervisor.url
         self.folder = supervisor.folder
         self.ids = [node.id for node in supervisor.nodes]
-        self._observer: Spine | None = None
+        self._observer = self.spine("observer")
 
     def spine(self, agent: str = "tester", **options: Any) -> Spine:
         """A new connection, to be used as `async with`."""
@@ -104,15 +103,9 @@ class RunningCluster:
 
     # -- asking one node ---------------------------------------------------------------------------------------------
 
-    async def observer(self) -> Session:
-        """A session for looking at single nodes; it knows no token, so it sees what the node has."""
-        if self._observer is None:
-            self._observer = await self.spine("observer").__aenter__()
-        return self._observer._live
-
     async def run_at(self, node: str, operation: type[Any], timeout: float = 5.0, **fields: Any) -> Any:
         """What one node says to an operation; SpineError where it can't."""
-        session = await self.observer()
+        session = self._observer._live
         return await session.run(operation(i=session.number(), **fields), (node,), use_token=False, timeout=timeout)
 
     async def get_at(self, node: str, id: str) -> Memory | None:
@@ -156,9 +149,11 @@ class RunningCluster:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
 
+    async def start(self) -> None:
+        await self._observer.__aenter__()
+
     async def close(self) -> None:
-        if self._observer is not None:
-            await self._observer.close()
+        await self._observer.close()
         await self.supervisor.stop()
 
 
@@ -171,6 +166,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     supervisor = Supervisor(tmp_path_factory.mktemp("cluster"), nodes=3, nats_port=0, http_port=0)
     await supervisor.start()
     running = RunningCluster(supervisor)
+    await running.start()
     yield running
     await running.close()
 
@@ -186,6 +182,7 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable
         )
         await supervisor.start()
         running.append(RunningCluster(supervisor))
+        await running[-1].start()
         return running[-1]
 
     yield start

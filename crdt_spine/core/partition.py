@@ -62,16 +62,18 @@ class Partition:
         self.waiting_changes = 0
         self.heard: dict[str, Vector] = {}  # replica -> the newest announcement that counts
         self.watcher: Watcher | None = None
-        self._open: list[_Open] = []  # this turn's own changes; one of each actor
+        self._open: _Open | None = None  # this turn's own changes
+        self._sealed: list[Delta] = []  # and those under an earlier name
 
     # -- a change of our own ----------------------------------------------------------------------------------------
 
     def coordinate(self, actor: str, change: Change, record: Record | None) -> Record:
         """Give the change its dot, apply it, and put it into the delta that `seal` will give."""
         n = self.vector.get(actor, 0) + 1
-        if not self._open or self._open[-1].actor != actor:
-            self._open.append(_Open(actor, n, {}, []))
-        opened = self._open[-1]
+        if self._open is None or self._open.actor != actor:
+            self._sealed = self.seal()
+            self._open = _Open(actor, n, {}, [])
+        opened = self._open
         opened.changes.append(change)
         if record is not None and not within(record.version, self.vector):
             join_into(opened.ahead, record.version)  # rule 3
@@ -85,14 +87,14 @@ class Partition:
 
         They depend on all that is here now: what came between two changes of a turn, the second one may build on.
         """
-        deltas: list[Delta] = []
-        for opened in self._open:
+        deltas, self._sealed = self._sealed, []
+        opened, self._open = self._open, None
+        if opened is not None:
             deps = join(self.vector, opened.ahead)
             del deps[opened.actor]  # rule 1 sees to it
             deltas.append(
                 Delta(partition=self.number, actor=opened.actor, first=opened.first, deps=deps, changes=opened.changes)
             )
-        self._open = []
         return deltas
 
     # -- changes of others ------------------------------------------------------------------------------------------
@@ -173,7 +175,8 @@ class Partition:
             self.vector[actor] = n
 
     def _keep(self, before: Record | None, after: Record, actor: str, n: int) -> None:
-        self._count(before, after)
+        if before is None or before.life is not after.life:
+            self._count(before, after)
         self.records.put(self.number, after)
         if self.watcher is not None:
             self.watcher(self.number, before, after, actor, n)

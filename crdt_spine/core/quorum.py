@@ -2,11 +2,14 @@
 
 What a replica has is known from its acknowledgements, which are cumulative ("everything of this actor up to n"), and
 from its announcements, which say the same of all actors; a lost acknowledgement is made good by the next of either.
+So of the writes that wait for the same number of replicas, those up to some n are done, and nobody looks at the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right, insort
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -22,14 +25,22 @@ class Waiting(msgspec.Struct, eq=False):
     deadline: int  # wall clock, milliseconds
 
 
+_n = attrgetter("n")
+
+
 class Quorum:
     """The writes of one partition that wait at this coordinator, and what every replica is known to have."""
 
-    __slots__ = ("durable", "waiting")
+    __slots__ = ("_chains", "durable")
 
     def __init__(self) -> None:
         self.durable: dict[str, dict[str, int]] = {}  # replica -> actor -> n; this node among them
-        self.waiting: list[Waiting] = []
+        self._chains: dict[tuple[str, int], list[Waiting]] = {}  # (actor, needed) -> those that wait, by n
+
+    @property
+    def waiting(self) -> list[Waiting]:
+        """All writes that wait."""
+        return [waiting for chain in self._chains.values() for waiting in chain]
 
     def confirmed(self, actor: str, n: int) -> int:
         """How many replicas have the change."""
@@ -37,35 +48,53 @@ class Quorum:
 
     def wait(self, waiting: Waiting) -> bool:
         """Remember a write until `reached` or `expire` gives it back; False: it is done already."""
-        if self.confirmed(waiting.actor, waiting.n) >= waiting.needed:
+        if self._level(waiting.actor, waiting.needed) >= waiting.n:
             return False
-        self.waiting.append(waiting)
+        chain = self._chains.setdefault((waiting.actor, waiting.needed), [])
+        if not chain or chain[-1].n <= waiting.n:
+            chain.append(waiting)
+        else:  # a retry
+            insort(chain, waiting, key=_n)
         return True
 
     def reached(self, replica: str, vector: Mapping[str, int]) -> list[Waiting]:
-        """A replica durably has this much; the writes that are done with it, in the order in which they came."""
+        """A replica durably has this much; the writes that are done with it, those of one actor in their order."""
         known = self.durable.setdefault(replica, {})
         grown = False
         for actor, n in vector.items():
             if known.get(actor, 0) < n:
                 known[actor] = n
                 grown = True
-        if not grown or not self.waiting:
+        if not grown or not self._chains:
             return []
-        return self._take(lambda w: self.confirmed(w.actor, w.n) >= w.needed)
+        done: list[Waiting] = []
+        for (actor, needed), chain in list(self._chains.items()):
+            level = self._level(actor, needed)
+            if chain[0].n <= level:
+                end = bisect_right(chain, level, key=_n)
+                done += chain[:end]
+                del chain[:end]
+                if not chain:
+                    del self._chains[actor, needed]
+        return done
 
     def expire(self, now: int) -> list[Waiting]:
         """The writes whose time is over."""
-        return self._take(lambda w: w.deadline <= now) if self.waiting else []
+        over: list[Waiting] = []
+        for key, chain in list(self._chains.items()):
+            if any(waiting.deadline <= now for waiting in chain):
+                over += [waiting for waiting in chain if waiting.deadline <= now]
+                chain[:] = [waiting for waiting in chain if waiting.deadline > now]
+                if not chain:
+                    del self._chains[key]
+        return over
 
     def forget(self, replica: str) -> None:
         """A replica came back with less than it said (it lost its disk): nothing of it counts any more."""
         self.durable.pop(replica, None)
 
-    def _take(self, done: Callable[[Waiting], bool]) -> list[Waiting]:
-        taken: list[Waiting] = []
-        left: list[Waiting] = []
-        for waiting in self.waiting:
-            (taken if done(waiting) else left).append(waiting)
-        self.waiting = left
-        return taken
+    def _level(self, actor: str, needed: int) -> int:
+        """Up to where at least `needed` replicas have an actor's changes."""
+        if len(self.durable) < needed:
+            return 0
+        return sorted([reached.get(actor, 0) for reached in self.durable.values()])[-needed]

@@ -310,6 +310,8 @@ class Replica:
         """Know a journal row's operation ids again."""
         for raw in entries:
             entry = decode(raw)
+            if entry.partition not in self.partitions:
+                continue
             if isinstance(entry, Delta):
                 for n, change in enumerate(entry.changes, entry.first):
                     self._remember(change.operation, entry.partition, entry.actor, n)
@@ -377,6 +379,9 @@ class Replica:
     def _remember(self, operation: str, number: int, actor: str, n: int) -> None:
         if not operation:
             return
+        known = self.operations.get(operation)
+        if known is not None and self.partitions[known[0]].vector.get(known[1], 0) >= known[2]:
+            return  # that change is here; of this one it may only have been heard
         self.operations[operation] = (number, actor, n)
         if len(self.operations) > OPERATIONS_REMEMBERED_MAX:
             self.operations.popitem(last=False)

@@ -11,7 +11,7 @@ import msgspec
 from crdt_spine.core.causality import version_text
 from crdt_spine.core.messages import Change, Delete, Edit, Store
 from crdt_spine.core.record import Record
-from crdt_spine.limits import METADATA_KEYS_MAX, TAGS_MAX
+from crdt_spine.limits import METADATA_KEYS_MAX, METADATA_KEYS_REMEMBERED_MAX, TAGS_MAX
 
 
 class Refused(Exception):
@@ -62,6 +62,14 @@ def edit(operation: Edit, record: Record | None, time: int, agent: str, operatio
             "InvalidInput",
             f"memory {operation.id!r} would have {len(keys)} metadata keys; at most {METADATA_KEYS_MAX}",
         )
+    # A key that is not here needs no removing: it would leave a trace of nothing.
+    metadata = {key: value for key, value in operation.metadata.items() if value is not None or key in record.metadata}
+    if len(record.metadata.keys() | metadata.keys()) > METADATA_KEYS_REMEMBERED_MAX:
+        raise Refused(
+            "InvalidInput",
+            f"memory {operation.id!r} remembers {METADATA_KEYS_REMEMBERED_MAX} metadata keys that were removed; "
+            "store it anew to use further ones",
+        )
     # An added tag supersedes its earlier adds, so that flipping a tag for years leaves one dot behind.
     touched = (*operation.remove, *operation.add)
     return Change(
@@ -72,7 +80,7 @@ def edit(operation: Edit, record: Record | None, time: int, agent: str, operatio
         content=operation.content,
         importance=operation.importance,
         expires=operation.expires,
-        metadata=operation.metadata,
+        metadata=metadata,
         add=operation.add,
         remove={tag: tuple((o.actor, o.n) for o in record.tags[tag]) for tag in touched if tag in record.tags},
     )

@@ -212,8 +212,12 @@ def _identical(evidence: Evidence) -> Fact:
         edited = concurrent_edits(evidence.ledger.writes)
         how = f"{size} memories, {edited} of them edited by several agents at once; sha256 {digests.popitem()[1][:12]}"
         return Fact("nodes identical", True, f"{len(evidence.nodes)} of {len(evidence.nodes)}", how)
-    shown = ", ".join(f"{node}: {len(evidence.listed[node])} memories, {text[:8]}" for node, text in digests.items())
-    return Fact("nodes identical", False, "no", shown or "no node could be asked")
+    shown = [f"{node} has {len(evidence.listed[node])} memories, sha256 {text[:8]}" for node, text in digests.items()]
+    contents = list(evidence.listed.values())
+    ids = sorted(set[str]().union(*contents))
+    different = [id for id in ids if any(one.get(id) != contents[0].get(id) for one in contents)]
+    said = "; ".join([*shown, *([f"different: {_examples(different)}"] if different else [])])
+    return Fact("nodes identical", False, "no", said or "no node could be asked")
 
 
 def _ended(evidence: Evidence) -> Fact:

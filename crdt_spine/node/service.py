@@ -69,11 +69,12 @@ class Ticket:
 
 
 class Parked(msgspec.Struct, eq=False):
-    """An operation that waits for its token, or for what it would show to be durable."""
+    """An operation that waits for its token, or for what it would show to be durable; a write with its request."""
 
     inbox: str
     operation: Operation
     token: Vectors
+    request: Request | None
     deadline: float
 
 
@@ -139,7 +140,8 @@ class Service:
                 if not self._get(inbox, operation, token, now):
                     self._park(inbox, operation, token)
             elif isinstance(operation, Store | Edit | Delete):
-                self._write(inbox, operation, request, now)
+                if not self._write(inbox, operation, request, now):
+                    self._park(inbox, operation, token, request)
             elif not self._other(inbox, operation, token):
                 self._park(inbox, operation, token)
 
@@ -168,20 +170,25 @@ class Service:
             self._answer(inbox, result)
         return True
 
-    def _write(self, inbox: str, operation: Write, request: Request, now: int) -> None:
+    def _write(self, inbox: str, operation: Write, request: Request, now: int) -> bool:
+        """False: not yet. What its agent wrote or read before must be here, or the write would not build on it."""
         number = partition_of(operation.id, self.partition_count)
-        if number not in self.replica.durable:
+        partition = self.replica.partitions.get(number)
+        if partition is None:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
-            return
+            return True
+        wanted = request.token.get(number)
+        if wanted and not within(wanted, partition.vector):
+            return False
         refusal = self._overload() or self.may_write(operation.acks or 0, now)
         if refusal:
             self.counts["refused_writes"] += 1
             self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
-            return
+            return True
         if not isinstance(operation, Delete) and operation.metadata and not _storable(operation.metadata):
             message = "metadata has a whole number that does not fit 64 bits"
             self._answer(inbox, Result(i=operation.i, error="InvalidInput", message=message, outcome="not applied"))
-            return
+            return True
         ticket = Ticket(inbox, operation, number)
         agent = operation.agent or request.agent
         try:
@@ -194,10 +201,11 @@ class Service:
             else:
                 result = Result(i=operation.i, error=refused.error, message=str(refused), outcome="not applied")
             self._spawn(self._refuse(inbox, result, number))
-            return
+            return True
         self.counts["writes"] += 1
         self.waiting += 1
         self.committer.touch()
+        return True
 
     def _other(self, inbox: str, operation: Operation, token: Vectors) -> bool:
         """Queries, waits and status; False: not yet."""
@@ -255,12 +263,15 @@ class Service:
         """More is durable: look again at what had to wait."""
         if not self._parked:
             return
-        now = time.monotonic()
+        now, wall = time.monotonic(), time.time_ns() // 1_000_000
         parked, self._parked = self._parked, []
         for one in parked:
             operation = one.operation
             if isinstance(operation, Get):
-                ready = self._get(one.inbox, operation, one.token, time.time_ns() // 1_000_000)
+                ready = self._get(one.inbox, operation, one.token, wall)
+            elif isinstance(operation, Store | Edit | Delete):
+                assert one.request is not None
+                ready = self._write(one.inbox, operation, one.request, wall)
             else:
                 ready = self._other(one.inbox, operation, one.token)
             if not ready:
@@ -268,12 +279,13 @@ class Service:
                     message = f"node {self.node} has not reached the token within {READ_WAIT_SECONDS_MAX:g} s"
                     if self.committer.full:
                         message = f"the disk of node {self.node} is full, and what is asked for is not on it yet"
-                    self._answer(one.inbox, Result(i=operation.i, error="Behind", message=message))
+                    result = Result(i=operation.i, error="Behind", message=message, outcome="not applied")
+                    self._answer(one.inbox, result)
                 else:
                     self._parked.append(one)
 
-    def _park(self, inbox: str, operation: Operation, token: Vectors) -> None:
-        self._parked.append(Parked(inbox, operation, token, time.monotonic() + READ_WAIT_SECONDS_MAX))
+    def _park(self, inbox: str, operation: Operation, token: Vectors, request: Request | None = None) -> None:
+        self._parked.append(Parked(inbox, operation, token, request, time.monotonic() + READ_WAIT_SECONDS_MAX))
         self.committer.touch()
 
     async def _refuse(self, inbox: str, result: Result, number: int) -> None:

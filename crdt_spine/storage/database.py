@@ -93,6 +93,14 @@ class Database:
         rows = self.rows(sql, values)
         return rows[0] if rows else None
 
+    def value(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """The only column of the only row, or None."""
+        with self.lock:
+            try:
+                return self.connection.execute(sql, values).get
+            except apsw.Error as error:
+                raise self._told(error) from error
+
     def number(self, sql: str, values: Sequence[Any] = ()) -> int:
         """The first column of the only row."""
         row = self.row(sql, values)

@@ -30,6 +30,8 @@ from crdt_spine.storage.select import select
 from crdt_spine.storage.tables import Tables, place_of
 from crdt_spine.storage.text_index import TextIndex
 
+_GET = "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.place = ? AND r.id = ?"
+
 
 class SqliteEngine:
     """An `Engine`; make one with `open`. `writable` is false where `read_only_ok` was needed."""
@@ -130,11 +132,8 @@ class SqliteEngine:
 
     def get(self, id: str) -> bytes | None:
         """The state of one record (alive or dead) from the tables."""
-        row = self._point.row(
-            "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.place = ? AND r.id = ?",
-            (place_of(id), id),
-        )
-        return None if row is None else row[0]
+        state: bytes | None = self._point.value(_GET, (place_of(id), id))
+        return state
 
     def changed(
         self, partition: int, have: Mapping[str, int], after: str | None, limit: int

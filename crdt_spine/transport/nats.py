@@ -67,6 +67,10 @@ class NatsTransport:
             transport.closed.set()
 
         async def on_error(error: Exception) -> None:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # nats-py was cancelled while it connected, and took that for a failed attempt: it would go on for ever.
+                raise asyncio.CancelledError
             if isinstance(error, nats.errors.SlowConsumerError):
                 transport.dropped += 1
             failures.append(error)

@@ -295,6 +295,7 @@ def test_a_lost_tag_a_lost_value_and_a_wrong_author_are_lost_writes(
     evidence.listed["n2"]["two"] = msgspec.structs.replace(evidence.listed["n2"]["two"], **parts)
 
     assert broken(evidence) == ["writes lost", "nodes identical"]
+    assert "different: two" in told(evidence)[1]
 
 
 def test_a_node_that_could_not_be_asked_leaves_the_writes_unproved(evidence: Evidence) -> None:

@@ -49,7 +49,7 @@ def test_damaged_bytes_are_refused_or_are_another_record(history: Histories, dat
 @given(st.one_of(st.binary(max_size=60), st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.text(max_size=2)),
     lambda inner: st.one_of(st.lists(inner, max_size=11), st.dictionaries(st.text(max_size=2), inner, max_size=2)),
-).map(lambda value: msgspec.msgpack.encode(value))))  # fmt: skip
+).map(msgspec.msgpack.encode)))  # fmt: skip
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(codec.Garbled):
         codec.from_bytes("m", garbage)

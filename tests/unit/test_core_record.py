@@ -206,6 +206,17 @@ def test_flipping_tags_for_years_leaves_a_small_record() -> None:
     assert len(codec.to_bytes(record)) <= 400
 
 
+def test_removed_keys_do_not_grow_a_memory_without_end(a: Author) -> None:
+    record = a(store(), None, 1)(None)
+    assert a(edit(metadata={"never": None}), record, 2)(record).metadata == {}
+    with pytest.raises(writes.Refused, match="store it anew"):
+        for step in range(2_000):
+            change = edit(metadata={f"k{step}": 1}) if step % 2 == 0 else edit(metadata={f"k{step - 1}": None})
+            record = a(change, record, 3 + step)(record)
+    assert len(record.metadata) == 512
+    assert a(store(), record, 9_999)(record).metadata == {}
+
+
 @pytest.mark.parametrize("limited", [{"add": tuple(f"t{i}" for i in range(64))}, {"metadata": dict.fromkeys("k", 1)}])
 def test_an_update_that_would_make_a_memory_too_large_is_refused(a: Author, limited: dict[str, Any]) -> None:
     full = a(store(tags=("one",), metadata={f"m{i}": 1 for i in range(64)}), None, 10)(None)

@@ -192,11 +192,11 @@ def test_overwriting_does_not_make_the_files_grow_without_end(tmp_path: Path) ->
             engine.prune(engine.append(b"x" * 10_000) - 3)
         return sum(file.stat().st_size for file in tmp_path.glob("*.db"))
 
-    write(range(100))
+    write(range(50))
     engine.close()
     engine = SqliteEngine.open(tmp_path)
-    before = write(range(100, 200))
-    assert write(range(200, 400)) < 2 * before
+    before = write(range(50, 100))
+    assert write(range(100, 200)) < 2 * before
     engine.close()
 
 

@@ -69,7 +69,7 @@ class Repair:
         node.cluster.check("sent", node, "announcement", vectors)
         state = "up" if node.serving else "starting"
         self.announced += 1
-        number = self.announced
+        number = (node.life, self.announced)
         announcement = Announcement(
             node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors, known_of=answers,
             known=node.replica.known_of(answers) if answers else {},
@@ -77,7 +77,7 @@ class Repair:
         raw = encode(announcement)
         for peer in node.cluster.nodes:
             if peer != node.name:
-                node.send(peer, lambda other: other.repair.take_announcement(raw, (node.life, number)))
+                node.send(peer, lambda other: other.repair.take_announcement(raw, number))
 
     def _announce_regularly(self) -> None:
         self.announce()
