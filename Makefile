@@ -4,13 +4,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DATA   ?=
+SEEDS  ?= 10000
+FIRST  ?= 0
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types bench clean
+.PHONY: help install demo test lint types simulate bench clean
 
 help:
 	@echo "make demo   a three-node cluster, agents at work, a node killed and back, a summary"
 	@echo "make test   lint, types and the whole test suite"
+	@echo "make simulate SEEDS=10000 FIRST=0   the cluster's core on virtual time, with every fault; a seed is a run"
 	@echo "make bench  the benchmarks, beside JetStream KV in the same run"
 	@echo "make clean  remove the environment and everything built"
 
@@ -35,6 +38,9 @@ types: $(STAMP)
 
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+simulate: $(STAMP)
+	$(BIN)/python tests/simulation/run.py --seeds $(SEEDS) --first $(FIRST) --jobs $(WORKERS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -109,7 +109,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
 
 
 class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
-    """since(have), one page of it: the records changed within (have, upto], behind the id `after`.
+    """since(have), one page of it: the records with a change that is not within `have`, behind the id `after`.
 
     The first page's request has no `upto`: the answer fixes it (rule 6). With `whole` (and an empty `have`) the asker
     wants to know what is not there, too.

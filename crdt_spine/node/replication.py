@@ -205,6 +205,8 @@ class Replication:
             self.counts["refused"] += 1
             return
         number = request.partition
+        if request.upto is not None and not within(request.upto, self.replica.durable[number]):
+            return  # promised by this node before it lost its disk
         upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
         limit = min(request.limit, SYNC_PAGE_RECORDS_MAX)
         records = self.store.changed(number, request.have, request.after, limit)
@@ -222,6 +224,9 @@ class Replication:
             upto=upto,
             next=None if last else encoded[-1][0],
             operations=self.replica.operations_since(number, request.have) if last else {},
+            clock=self.replica.clock.highest,
+            after=request.after,
+            whole=request.whole,
         )
         if not await self.committer.durable():
             return  # the disk is full: the asker will look elsewhere

@@ -212,7 +212,8 @@ def forgetful_node(id: str, config: Path, folder: Path, url: str) -> list[str]:
     """A node that may forget a deletion as soon as every other one has it."""
     program = (
         "import sys; from crdt_spine.node import flusher, replication; flusher.FLUSH_SECONDS = 0.5;"
-        "replication.TOMBSTONE_SECONDS_MIN = 0; replication.COLLECT_SECONDS = 0.5; from crdt_spine.cli.main import main; sys.exit(main())"
+        "replication.TOMBSTONE_SECONDS_MIN = 0; replication.COLLECT_SECONDS = 0.5;"
+        "from crdt_spine.cli.main import main; sys.exit(main())"
     )
     return [sys.executable, "-c", program, *node_command(id, config, folder, url)[3:]]
 
