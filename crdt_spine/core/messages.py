@@ -27,6 +27,7 @@ Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.TAG_BYTES_MAX)
 Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=limits.TAGS_MAX)]
 Metadata = Annotated[dict[str, Any], msgspec.Meta(max_length=limits.METADATA_KEYS_MAX)]
 Importance = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Acks = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=limits.QUERY_LIMIT_MAX)]
 
 NOTHING: Final = msgspec.Raw()  # left out of a message
@@ -163,7 +164,7 @@ class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     importance: Importance = 0.5
     expires: Whole | None = None
     created: Whole = 0
-    acks: int | None = None
+    acks: Acks | None = None
     agent: Agent | None = None
 
 
@@ -179,7 +180,7 @@ class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
     add: Tags = ()
     remove: Tags = ()
     if_version: str | None = None
-    acks: int | None = None
+    acks: Acks | None = None
     agent: Agent | None = None
 
 
@@ -188,7 +189,7 @@ class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
 
     i: int
     id: Id
-    acks: int | None = None
+    acks: Acks | None = None
     agent: Agent | None = None
 
 
