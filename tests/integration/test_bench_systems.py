@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -80,7 +81,8 @@ def test_the_peer_ends_even_when_the_benchmark_is_killed(tmp_path: Path) -> None
             me, servers = psutil.Process(program.pid), []
             while len(servers) < 3:
                 assert program.poll() is None, "it ended before its servers were up"
-                servers = [child for child in me.children() if "nats-server" in child.name()]
+                with contextlib.suppress(psutil.NoSuchProcess):  # a child may end while it is looked at
+                    servers = [child for child in me.children() if "nats-server" in child.name()]
         finally:
             os.kill(program.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(servers, timeout=10)
