@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 ROW_BYTES_MAX = 4 * 1024 * 1024
 RETRY_SECONDS = 0.5  # while the disk is full
-GATHER_SECONDS = 0.004  # before a commit, under load: fewer, larger ones cost much less processor time
+GATHER_SECONDS = 0.002  # before a commit, under load: fewer, larger ones cost much less processor time
 GATHER_FROM = 3  # entries in the last turn, from which on there is load
 
 

@@ -44,6 +44,8 @@ HEARTBEAT_SECONDS = 1.0  # a subscriber that hears nothing for three of them goe
 SILENT_SECONDS_MAX = 15.0  # a feed whose subscriber says nothing for that long is closed
 PAGE_RECORDS = 128
 
+_FULL = "the disk of this node is full"
+
 
 class Feed:
     """One subscription as the node sees it."""
@@ -107,8 +109,7 @@ class Feeds:
                 if feed is not None:
                     feed.take(command.taken, self.now())
                 elif reply:
-                    problem = "this node does not have the feed"
-                    self.transport.send(reply, encode(FeedBatch(feed=command.feed, number=0, error=problem)))
+                    self._refuse(reply, command.feed, "this node does not have the feed")
             case FeedClose():
                 self._close(command.feed)
 
@@ -118,8 +119,8 @@ class Feeds:
         problem = f"partitions {missing} are not held here" if missing else ""
         if len(self.feeds) >= FEEDS_MAX:
             problem = f"this node serves {FEEDS_MAX} feeds already"
-        if problem:
-            self.transport.send(command.inbox, encode(FeedBatch(feed=command.feed, number=0, error=problem)))
+        if problem or self._stuck:
+            self._refuse(command.inbox, command.feed, problem or _FULL)
             return
         self._close(command.feed)
         token = command.token
@@ -143,6 +144,15 @@ class Feeds:
         self._send(feed, [], positions if token is None else {})
         if feed.behind:
             self._catch_up(feed)
+
+    @property
+    def _stuck(self) -> bool:
+        """A full disk takes no changes of others, so there is nothing to tell; others have a disk of their own."""
+        return self.committer.full and any(self.replica.peers.values())
+
+    def _refuse(self, inbox: str, feed: str, problem: str) -> None:
+        """The subscriber is to go elsewhere."""
+        self.transport.send(inbox, encode(FeedBatch(feed=feed, number=0, error=problem)))
 
     def _close(self, id: str) -> None:
         feed = self.feeds.pop(id, None)
@@ -212,7 +222,9 @@ class Feeds:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for feed in list(self.feeds.values()):
-                if self.now() - feed.heard > SILENT_SECONDS_MAX:
+                if self._stuck:
+                    self._refuse(feed.inbox, feed.id, _FULL)
+                if self._stuck or self.now() - feed.heard > SILENT_SECONDS_MAX:
                     self._close(feed.id)
                     continue
                 grown: Vectors = {}
