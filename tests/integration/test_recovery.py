@@ -165,7 +165,9 @@ async def test_a_node_whose_disk_was_rolled_back_takes_a_new_name_and_loses_noth
         shutil.copytree(cluster.folder / "spine-1", tmp_path / "old")
         await cluster.bring_back("spine-1")
         before = (await cluster.status("spine-1"))["actor"]
-        await written(writer, 300)
+        while not (await cluster.status("spine-1"))["counts"].get("writes"):
+            await written(writer, 100)  # until it gave dots that the old copy does not have
+        await written(writer, 100)
         await cluster.kill("spine-1")
         shutil.rmtree(cluster.folder / "spine-1")
         shutil.copytree(tmp_path / "old", cluster.folder / "spine-1")
