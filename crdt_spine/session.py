@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -44,9 +45,11 @@ from crdt_spine.limits import (
 )
 from crdt_spine.routing import Routing
 from crdt_spine.transport.base import Message, Subscription, Transport
+from crdt_spine.transport.pace import Pace
 
 SWEEP_SECONDS = 0.05
-PACE_SECONDS = 0.001  # between two batches: under load, fewer and larger ones cost much less processor time
+PACE_SECONDS_MAX = 0.002  # between two batches, if the first ...
+PACE_OPERATIONS = 20  # ... had this many operations: only ten thousand a second are ever held up for that long
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
 BACK_OFF_SECONDS = 0.05  # before an operation that was turned away is tried again; doubling ...
@@ -66,7 +69,7 @@ class Call:
 
     def __init__(
         self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int], use_token: bool,
-        token: Vectors | None, seconds: float, now: float,
+        token: Vectors | None, seconds: float, loop: asyncio.AbstractEventLoop,
     ) -> None:  # fmt: skip
         self.operation = operation
         self.candidates = candidates
@@ -74,8 +77,8 @@ class Call:
         self.use_token = use_token
         self.token = token  # instead of the session's; such a call travels alone
         self.seconds = seconds
-        self.deadline = now + seconds
-        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.deadline = loop.time() + seconds
+        self.future: asyncio.Future[Result] = loop.create_future()
         self.node = ""
         self.request = 0
         self.sent_at = 0.0
@@ -107,13 +110,13 @@ class Session:
         self._requests = itertools.count(1)
         self._outbox: list[Call] = []
         self._later: list[Call] = []
-        self._flushed_at = 0.0
         self._heard: dict[str, float] = {}
-        self._room = asyncio.Event()
+        self._waiters: deque[asyncio.Future[None]] = deque()  # calls for which there is no room yet
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
+        self._pace = Pace(self._flush, PACE_SECONDS_MAX, PACE_OPERATIONS)
         self.layout = Layout(hello)
         self.routing = Routing(hello, self.layout, int(self.id, 16), self._loop.time)
 
@@ -151,7 +154,8 @@ class Session:
             if not call.future.done():
                 call.future.set_exception(ConnectionFailed("the session was closed"))
         self.calls.clear()
-        self._room.set()
+        while self._waiters:
+            self._next_waiter()
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.cancel()
@@ -162,10 +166,10 @@ class Session:
         """A new operation's number."""
         return next(self._numbers)
 
-    async def on_memory(self, operation: Operation, id: str, *, use_token: bool = True) -> Result:
+    def on_memory(self, operation: Operation, id: str, *, use_token: bool = True) -> Coroutine[Any, Any, Result]:
         """An operation on one memory, at one of its replicas. Raises what the operation's answer says."""
         number = self.layout.partition_of(id)
-        return await self.run(operation, self.layout.replicas[number], (number,), use_token=use_token)
+        return self.run(operation, self.layout.replicas[number], (number,), use_token=use_token)
 
     async def run(
         self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int] = (), *, use_token: bool = True,
@@ -175,40 +179,53 @@ class Session:
         SpineErrors."""
         while self.openings:
             await asyncio.wait(self.openings)
-        while len(self.calls) >= SESSION_OPERATIONS_MAX and not self._closed:
-            self._room.clear()
-            await self._room.wait()
+        if len(self.calls) >= SESSION_OPERATIONS_MAX:
+            await self._have_room()
         if self._closed:
             raise ConnectionFailed("this spine is closed; use it inside its `async with`")
         seconds = self.timeout if timeout is None else timeout
-        call = Call(operation, candidates, numbers, use_token, token, seconds, self._loop.time())
+        call = Call(operation, candidates, numbers, use_token, token, seconds, self._loop)
         self.calls[operation.i] = call
         self._post(call)
         try:
             result = await call.future
         finally:
             self.calls.pop(operation.i, None)
-            if not self._room.is_set():
-                self._room.set()
+            if self._waiters:
+                self._next_waiter()
         if result.error is not None:
             raise error_of(result)
         return result
+
+    async def _have_room(self) -> None:
+        """Wait in line until fewer operations are under way."""
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and self._waiters:
+                self._next_waiter()
+            raise
+
+    def _next_waiter(self) -> None:
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
     # -- out --------------------------------------------------------------------------------------------------------
 
     def _post(self, call: Call) -> None:
         if not self._outbox:
-            wait = self._flushed_at + PACE_SECONDS - self._loop.time()
-            if wait > 0:
-                self._loop.call_later(wait, self._flush)
-            else:
-                self._loop.call_soon(self._flush)
+            self._pace.plan()
         self._outbox.append(call)
 
     def _flush(self) -> None:
         """Everything of this loop turn, one message a node."""
         outbox, self._outbox = self._outbox, []
-        self._flushed_at = self._loop.time()
+        self._pace.sent(len(outbox))
         if not self.transport.connected:
             self._later += outbox
             return

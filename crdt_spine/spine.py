@@ -395,7 +395,9 @@ class Spine:
         return None if session.agent == self.agent else self.agent
 
     def _level(self, consistency: object) -> Consistency:
-        level = validation.consistency(consistency) or self._consistency or Consistency(self._live.hello.default_level)
+        level = self._consistency if consistency is None else validation.consistency(consistency)
+        if level is None:
+            level = self._consistency = Consistency(self._live.hello.default_level)
         if level is Consistency.STRONG:
             raise InvalidInput(
                 "consistency 'strong' is not available yet; use 'read-your-writes' or 'causal', with if_version "

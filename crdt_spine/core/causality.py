@@ -14,7 +14,10 @@ Vector = dict[str, int]
 
 def within(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
     """Has `other` everything that `one` has?"""
-    return all(other.get(actor, 0) >= n for actor, n in one.items())
+    for actor, n in one.items():  # noqa: SIM110 — called for every operation; a generator takes twice as long
+        if other.get(actor, 0) < n:
+            return False
+    return True
 
 
 def join(one: Mapping[str, int], other: Mapping[str, int]) -> Vector:

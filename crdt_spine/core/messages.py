@@ -8,6 +8,7 @@ changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -82,6 +83,46 @@ class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"
     first: Whole
     deps: Vector
     changes: list[Change]
+
+
+class Bundle(_Message, frozen=True, kw_only=True, tag_field="type", tag="bundle/1"):
+    """Deltas of one turn for partitions with the same replicas, on the first one's subject. Each is whole, as it would
+    travel alone; `deltas_of` decodes them."""
+
+    deltas: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=limits.BATCH_OPERATIONS_MAX)]
+
+
+def bundled(deltas: Iterable[tuple[int, bytes]], peers: Mapping[int, tuple[str, ...]]) -> list[tuple[int, bytes]]:
+    """A turn's deltas (partition, encoded) as messages, each with the partition on whose subject it goes. `peers` says
+    who else holds a partition; a delta that nobody else needs goes nowhere."""
+    bundles: list[tuple[int, list[bytes]]] = []
+    growing: dict[tuple[str, ...], tuple[list[bytes], int]] = {}
+    for number, raw in deltas:
+        others = peers[number]
+        if not others:
+            continue
+        bundle, size = growing.get(others, ([], 0))
+        if not bundle or size + len(raw) > limits.BATCH_BYTES_TARGET or len(bundle) >= limits.BATCH_OPERATIONS_MAX:
+            bundle, size = [], 0
+            bundles.append((number, bundle))
+        bundle.append(raw)
+        growing[others] = bundle, size + len(raw)
+    return [
+        (number, bundle[0] if len(bundle) == 1 else b'{"type":"bundle/1","deltas":[%s]}' % b",".join(bundle))
+        for number, bundle in bundles
+    ]
+
+
+_decode_delta = msgspec.json.Decoder(Delta).decode
+_decode_deltas = msgspec.json.Decoder(Delta | Bundle).decode
+
+
+def deltas_of(message: bytes) -> list[tuple[Delta, bytes]]:
+    """The deltas of a message on a partition's subject, each with its own bytes. Raises one of Unreadable."""
+    found = _decode_deltas(message)
+    if isinstance(found, Delta):
+        return [(found, message)]
+    return [(_decode_delta(raw), bytes(raw)) for raw in found.deltas]
 
 
 class Ack(_Message, frozen=True, kw_only=True, tag_field="type", tag="ack/1"):

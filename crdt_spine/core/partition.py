@@ -105,8 +105,12 @@ class Partition:
         `latest` is the greatest hybrid time that may be applied now. Returns the deltas that were applied, in order:
         this one, and those that had waited for it.
         """
-        if delta.first + len(delta.changes) - 1 <= self.vector.get(delta.actor, 0):
+        here = self.vector.get(delta.actor, 0)
+        if delta.first + len(delta.changes) - 1 <= here:
             return []
+        if not self.waiting and delta.first <= here + 1 and self._due(delta, latest):
+            self._apply(delta)  # as nearly all do
+            return [delta]
         held = self.waiting.setdefault(delta.actor, [])
         if not any(first == delta.first and len(d.changes) >= len(delta.changes) for first, _, d in held):
             insort(held, (delta.first, -len(delta.changes), delta))

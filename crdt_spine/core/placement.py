@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final
 
 from crdt_spine.core.ring import ConsistentHashRing
@@ -25,10 +24,19 @@ GENERATED_ID_LENGTH: Final = 41  # four digits, a dash, a UUID
 _BYTES = {f"{byte:02x}": byte for byte in range(256)}  # two look-ups are faster than int(…, 16), and stricter
 
 
-@lru_cache(maxsize=HASHED_KEYS_REMEMBERED_MAX)
+_remembered: dict[
+    str, int
+] = {}  # emptied when it is full: keeping it in the order of use would cost as much as it saves
+
+
 def placement_hash(key: str) -> int:
     """The first sixteen bits of a placement key's sha256."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:2])
+    known = _remembered.get(key)
+    if known is None:
+        if len(_remembered) >= HASHED_KEYS_REMEMBERED_MAX:
+            _remembered.clear()
+        known = _remembered[key] = int.from_bytes(hashlib.sha256(key.encode()).digest()[:2])
+    return known
 
 
 def generated_id(hash16: int, now: int, random: int) -> str:

@@ -152,6 +152,11 @@ class Replica:
         self._coordinated.add(number)
         self._touch(number, (operation.id,))
 
+    @property
+    def pending(self) -> int:
+        """How many changes the open turn has."""
+        return len(self._turn.records)
+
     def settled(self, id: str) -> bool:
         """Is what `records` holds of this memory durable? Else it may be shown only after the next `persisted`."""
         return id not in self.unsettled

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on its own last change
 EXPIRED_AT_ONCE = 200
 EXPIRE_SECONDS = 1.0
+REACHABLE_MILLISECONDS = 20  # for as long a node believes what it found of its peers
 
 _decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
 _decode_feed: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
@@ -280,7 +281,7 @@ class Node:
         needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
         if needed <= 1:
             return ""
-        if now != self._reachable_at:  # asked for each write of a batch: looked up once
+        if abs(now - self._reachable_at) > REACHABLE_MILLISECONDS:  # asked for each write
             self._reachable, self._reachable_at = self.replication.reachable(), now
         if self._reachable >= needed:
             return ""

@@ -22,12 +22,13 @@ from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
-    Delta,
     NodeState,
     SyncPage,
     SyncRequest,
     Unreadable,
     Vectors,
+    bundled,
+    deltas_of,
     encode,
 )
 from crdt_spine.core.quorum import Waiting
@@ -52,7 +53,6 @@ PAGE_SECONDS_MAX = 5.0
 TOMBSTONES_AT_ONCE = 500  # in a partition
 COLLECT_SECONDS = 10.0
 
-_decode_delta = msgspec.json.Decoder(Delta).decode
 _decode_ack = msgspec.json.Decoder(Ack).decode
 _decode_announcement = msgspec.json.Decoder(Announcement).decode
 _decode_request = msgspec.json.Decoder(SyncRequest).decode
@@ -105,9 +105,8 @@ class Replication:
 
     def settled(self, turn: Turn) -> None:
         """A turn is durable: publish its deltas, acknowledge what it took from others."""
-        for number, raw in turn.deltas:
-            if self.replica.peers[number]:
-                self.transport.send(self.subjects.delta(number), raw)
+        for number, message in bundled(turn.deltas, self.replica.peers):
+            self.transport.send(self.subjects.delta(number), message)
         for actor, reached in turn.acks.items():
             region, node = node_of(actor)
             if region == self.region and node != self.node:
@@ -127,20 +126,20 @@ class Replication:
     async def take_delta(self, message: Message) -> None:
         """A coordinator's changes. While the tables are too far behind, the broker keeps the next ones."""
         try:
-            delta = _decode_delta(message.payload)
+            deltas = deltas_of(message.payload)
         except Unreadable:
             self.counts["refused"] += 1
             return
-        if delta.actor == self.replica.actor:
-            return  # a transport that echoes
-        if not delta.changes or delta.first < 1:
-            self.counts["refused"] += 1
-            return
-        raw = message.payload
-        if b"\n" in raw:
-            raw = encode(delta)  # a journal row is lines
-        if not self.replica.receive(delta, raw, _now()):
-            self._mark_behind(delta.partition, node_of(delta.actor)[1])
+        now = _now()
+        for delta, raw in deltas:
+            if delta.actor == self.replica.actor:
+                continue  # a transport that echoes
+            if not delta.changes or delta.first < 1:
+                self.counts["refused"] += 1
+                continue
+            line = encode(delta) if b"\n" in raw else raw  # a journal row is lines
+            if not self.replica.receive(delta, line, now):
+                self._mark_behind(delta.partition, node_of(delta.actor)[1])
         self.committer.touch()
         while self.store.behind() >= 2 or self.committer.full:
             await asyncio.sleep(0.02)

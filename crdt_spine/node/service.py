@@ -42,17 +42,18 @@ from crdt_spine.core.replica import Refused, Replica
 from crdt_spine.limits import READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.queries import Queries
-from crdt_spine.node.view import encoded, entry_view
-from crdt_spine.storage.records import RecordStore
+from crdt_spine.node.view import encoded, shown
+from crdt_spine.storage.records import UNPLACED, RecordStore
 from crdt_spine.transport.base import Message, Transport
+from crdt_spine.transport.pace import Pace
 
 log = logging.getLogger(__name__)
 
 _decode = msgspec.json.Decoder(Request).decode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
-PACE_SECONDS = 0.001  # between two messages to one agent: under load, fewer and larger ones
-RESPONSE_RESULTS_MAX = 256
+PACE_SECONDS_MAX = 0.001  # between two rounds of answers, if the first ...
+PACE_RESULTS = 10  # ... had this many
 RESPONSE_BYTES_TARGET = 256 * 1024
 
 
@@ -113,8 +114,7 @@ class Service:
         self.reads = 0
         self.waiting = 0  # operations taken and not yet answered
         self._answers: dict[str, Answers] = {}
-        self._sent_at = 0.0
-        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(self._send, PACE_SECONDS_MAX, PACE_RESULTS)
         self._parked: list[Parked] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -148,7 +148,13 @@ class Service:
     def _get(self, inbox: str, operation: Get, token: Vectors, now: int) -> bool:
         """False: not yet."""
         id = operation.id
-        number = partition_of(id, self.partition_count)
+        entry = self.store.entry(id)
+        if entry is None:
+            number = partition_of(id, self.partition_count)
+        else:
+            number = entry.partition
+            if number == UNPLACED:
+                number = entry.partition = partition_of(id, self.partition_count)
         durable = self.replica.durable.get(number)
         if durable is None:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
@@ -158,12 +164,8 @@ class Service:
         if (news and wanted and not within(wanted, durable)) or id in self.replica.unsettled:
             return False
         self.reads += 1
-        entry = self.store.entry(id)
-        record = entry.record if entry is not None else None
-        if entry is None or record is None or not record.alive or record.expired(at_milliseconds(now)):
-            result = Result(i=operation.i)
-        else:
-            result = Result(i=operation.i, memory=entry_view(entry))
+        memory = None if entry is None else shown(entry, at_milliseconds(now))
+        result = Result(i=operation.i) if memory is None else Result(i=operation.i, memory=memory)
         if news:
             self._answer(inbox, result, number)
         else:  # the agent knows this vector already
@@ -322,22 +324,28 @@ class Service:
         answers = self._answers.get(inbox)
         if answers is None:
             if not self._answers:
-                wait = self._sent_at + PACE_SECONDS - self._loop.time()
-                if wait > 0:
-                    self._loop.call_later(wait, self._send)
-                else:
-                    self._loop.call_soon(self._send)
+                self._pace.plan()
             answers = self._answers[inbox] = Answers([], set())
         answers.results.append(result)
-        answers.partitions.update(partitions)
+        if partitions:
+            answers.partitions.update(partitions)
 
     def _send(self) -> None:
         answers, self._answers = self._answers, {}
-        self._sent_at = self._loop.time()
+        self._pace.sent(sum(len(one.results) for one in answers.values()))
         for inbox, one in answers.items():
             seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
-            for results in _cut(one.results):
-                self.transport.send(inbox, encode(Response(node=self.node, results=results, seen=seen)))
+            self._respond(inbox, one.results, seen)
+
+    def _respond(self, inbox: str, results: list[Result], seen: Vectors) -> None:
+        """The results in messages of bearable size."""
+        payload = encode(Response(node=self.node, results=results, seen=seen))
+        if len(payload) <= RESPONSE_BYTES_TARGET or len(results) == 1:
+            self.transport.send(inbox, payload)
+        else:
+            middle = len(results) // 2
+            self._respond(inbox, results[:middle], seen)
+            self._respond(inbox, results[middle:], seen)
 
     def close(self) -> None:
         for task in self._tasks:
@@ -366,20 +374,3 @@ def _written(ticket: Ticket) -> Result:
     return Result(
         i=operation.i, created=record.life.value.created, updated=origin.time, version=version_text(record.version)
     )
-
-
-def _cut(results: list[Result]) -> list[list[Result]]:
-    """The results in messages of bearable size."""
-    parts: list[list[Result]] = []
-    part: list[Result] = []
-    size = 0
-    for result in results:
-        bytes_here = 100 + len(bytes(result.memory))
-        if result.hits is not None:
-            bytes_here += sum(len(bytes(hit.memory)) for hit in result.hits)
-        if part and (size + bytes_here > RESPONSE_BYTES_TARGET or len(part) >= RESPONSE_RESULTS_MAX):
-            parts.append(part)
-            part, size = [], 0
-        part.append(result)
-        size += bytes_here
-    return [*parts, part]

@@ -39,9 +39,12 @@ def encoded(record: Record) -> bytes:
     return _encode(memory_of(record))
 
 
-def entry_view(entry: Entry) -> msgspec.Raw:
-    """The memory of a record in the store, as JSON; kept with it."""
+def shown(entry: Entry, now: int) -> msgspec.Raw | None:
+    """The memory of an entry as JSON, kept with it; None where a reader finds nothing at the hybrid time `now`."""
     if entry.view is None:
-        assert entry.record is not None
-        entry.view = encoded(entry.record)
-    return msgspec.Raw(entry.view)
+        record = entry.record
+        if record is None or not record.alive:
+            return None
+        entry.view = msgspec.Raw(encoded(record))
+        entry.expires = None if record.expires is None else record.expires.value
+    return entry.view if entry.expires is None or entry.expires > now else None

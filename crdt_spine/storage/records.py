@@ -21,13 +21,17 @@ from crdt_spine.storage.engine import Checkpoint, Engine, Row
 #: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
 RECORD_OVERHEAD_BYTES = 1_600
 
+UNPLACED = -1
+
 
 class Entry(msgspec.Struct, eq=False):
-    """A record in memory; None: it is to be removed from the tables. `view` is the memory as JSON, once asked for."""
+    """A record in memory; None: it is to be removed from the tables. `view` is the living memory as JSON, once asked
+    for, `expires` the hybrid time from which on it is not shown any more."""
 
-    partition: int
+    partition: int  # UNPLACED where nobody asked yet
     record: Record | None
-    view: bytes | None = None
+    view: msgspec.Raw | None = None
+    expires: int | None = None
 
     @property
     def weight(self) -> int:
@@ -74,7 +78,7 @@ class RecordStore:
             state = self.engine.get(id)
             if state is None:
                 return None
-            entry = Entry(0, codec.from_bytes(id, state))
+            entry = Entry(UNPLACED, codec.from_bytes(id, state))
             self._remember(id, entry)
         return entry
 

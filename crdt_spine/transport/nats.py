@@ -22,11 +22,13 @@ from nats.aio.subscription import Subscription as NatsPySubscription
 from crdt_spine.errors import ConnectionFailed, InvalidInput
 from crdt_spine.limits import CONNECT_SECONDS_MAX, FRAMING_BYTES_MAX, MESSAGE_BYTES_MAX
 from crdt_spine.transport.base import Disconnected, Handler, Message, NobodyListens
+from crdt_spine.transport.pace import Pace
 
 log = logging.getLogger(__name__)
 
 _NO_RESPONDERS = "503"
-_PACE_SECONDS = 0.001  # between two writes to the socket: under load, fewer system calls for more messages each
+_PACE_SECONDS_MAX = 0.001  # between two writes to the socket, if the first ...
+_PACE_MESSAGES = 2  # ... had this many messages
 _PENDING_BYTES_MAX = 64 * 1024 * 1024  # of one subscription; a handler that is this far behind loses messages
 
 
@@ -50,7 +52,7 @@ class NatsTransport:
         self._outgoing: list[tuple[str, bytes, str]] = []
         self._sending: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._sent_at = 0.0
+        self._pace = Pace(self._write, _PACE_SECONDS_MAX, _PACE_MESSAGES)
         self.url = _shown(url)
         self.closed = asyncio.Event()
         self.dropped = 0
@@ -128,11 +130,7 @@ class NatsTransport:
             self.lost += 1
             return
         if not self._outgoing:
-            wait = self._sent_at + _PACE_SECONDS - self._loop.time()
-            if wait > 0:
-                self._loop.call_later(wait, self._write)
-            else:
-                self._loop.call_soon(self._write)
+            self._pace.plan()
         self._outgoing.append((subject, payload, reply))
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
@@ -170,6 +168,7 @@ class NatsTransport:
         try:
             while self._outgoing:
                 batch, self._outgoing = self._outgoing, []
+                self._pace.sent(len(batch))
                 for subject, payload, reply in batch:
                     try:
                         await publish(subject, payload, reply)
@@ -177,7 +176,6 @@ class NatsTransport:
                         self.lost += 1
                         log.debug("not sent to %s: %r", subject, error)
         finally:
-            self._sent_at = self._loop.time()
             self._sending = None
 
 

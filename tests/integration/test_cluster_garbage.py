@@ -35,7 +35,15 @@ GOOD: dict[str, list[dict[str, Any]]] = {
                 {"id": "x", "time": 1 << 40, "agent": "a", "operation": "o-1", "alive": True, "content": "c",
                  "importance": 0.5, "metadata": {"k": 1}, "add": ["t"], "expires": 5, "thread": "t", "created": 5},
             ],
-        }
+        },
+        {
+            "type": "bundle/1",
+            "deltas": [
+                {"type": "delta/1", "partition": 3, "actor": GHOST, "first": 7, "deps": {GHOST: 1},
+                 "changes": [{"id": "x", "time": 1 << 40, "agent": "a", "alive": True, "content": "c"}]},
+                {"type": "delta/1", "partition": 4, "actor": GHOST, "first": 7, "deps": {GHOST: 1}, "changes": []},
+            ],
+        },
     ],
     "gossip": [
         {"type": "announcement/1", "node": "ghost", "actor": GHOST, "state": "up", "now": 5,

@@ -13,6 +13,7 @@ from crdt_spine.core import messages
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
+    Bundle,
     Change,
     Delta,
     FeedBatch,
@@ -30,9 +31,12 @@ from crdt_spine.core.messages import (
     SyncPage,
     SyncRequest,
     Unreadable,
+    bundled,
+    deltas_of,
     encode,
 )
 from crdt_spine.core.selection import Selection
+from crdt_spine.limits import BATCH_BYTES_TARGET, BATCH_OPERATIONS_MAX
 
 RAW = msgspec.Raw(b'{"id":"m"}')
 EXAMPLES: list[Any] = [
@@ -59,6 +63,7 @@ EXAMPLES: list[Any] = [
     Hello(
         cluster="c", region="r", node="a", state="up", nodes=[NodeInfo(id="a")], partitions=64, factor=3, write_quorum=2
     ),
+    Bundle(deltas=[msgspec.Raw(b"{}"), msgspec.Raw(b"[1,2]")]),
 ]  # fmt: skip
 every = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 
@@ -156,3 +161,39 @@ def test_a_change_with_a_time_that_no_calendar_has_is_refused(wrong: dict[str, A
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_sync_of_no_records_a_page_is_refused(limit: int) -> None:
     assert refused(EXAMPLES[3], encode(fields(EXAMPLES[3]) | {"limit": limit}))
+
+
+PEERS = {0: ("b", "c"), 1: ("b", "c"), 2: ("c", "d"), 3: ("b", "c"), 4: ()}
+
+
+def deltas(*partitions: int, content: str = "x") -> list[tuple[int, bytes]]:
+    changes = [Change(id="m", time=1, agent="x", alive=True, content=content)]
+    return [(n, encode(Delta(partition=n, actor="r/a@1", first=1, deps={}, changes=changes))) for n in partitions]
+
+
+def test_deltas_for_the_same_replicas_travel_together_with_their_own_bytes() -> None:
+    sent = deltas(0, 1, 2, 3)
+    messages = bundled(sent, PEERS)
+    assert [number for number, _ in messages] == [0, 2]
+    assert [raw for _, raw in deltas_of(messages[0][1])] == [sent[0][1], sent[1][1], sent[3][1]]
+    assert [delta.partition for delta, _ in deltas_of(messages[0][1])] == [0, 1, 3]
+    assert messages[1][1] == sent[2][1]
+
+
+def test_a_delta_that_nobody_else_needs_goes_nowhere() -> None:
+    assert bundled(deltas(4), PEERS) == []
+    assert bundled([], PEERS) == []
+
+
+def test_a_bundle_is_no_larger_than_a_batch() -> None:
+    sent = deltas(0, 1, 3, content="x" * (BATCH_BYTES_TARGET // 2 - 200))
+    assert [len(deltas_of(message)) for _, message in bundled(sent, PEERS)] == [2, 1]
+    many = deltas(*[0] * (BATCH_OPERATIONS_MAX + 1))
+    assert [len(deltas_of(message)) for _, message in bundled(many, PEERS)] == [BATCH_OPERATIONS_MAX, 1]
+
+
+@pytest.mark.parametrize("spoilt", [b"{}", b"null", encode(EXAMPLES[1]), encode(EXAMPLES[0])[:-1]], ids=str)
+def test_a_bundle_with_one_delta_that_is_none_is_refused_whole(spoilt: bytes) -> None:
+    whole = encode(EXAMPLES[0])
+    with pytest.raises(Unreadable):
+        deltas_of(bundled([(0, whole), (1, spoilt), (3, whole)], PEERS)[0][1])

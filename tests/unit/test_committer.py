@@ -1,0 +1,102 @@
+"""When turns are committed: at once where little happens, together where much does, and never left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest_asyncio
+
+from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.messages import Store
+from crdt_spine.core.replica import Replica
+from crdt_spine.node.committer import GATHER_CHANGES_MAX, GATHER_FROM, Committer
+from crdt_spine.storage.records import RecordStore
+from crdt_spine.storage.sqlite import SqliteEngine
+
+NOW = 1_700_000_000_000
+
+
+class Node:
+    """A committer at work on a replica without peers; `turns` has how many changes each commit had."""
+
+    def __init__(self) -> None:
+        self.engine = SqliteEngine.open(":memory:")
+        self.replica = Replica("a", "r/a@1", RecordStore(self.engine), HybridClock(), {0: ()}, 1)
+        self.turns: list[int] = []
+        self.committer = Committer(self.replica, self.engine, self._settled, 0)
+        self.running = asyncio.create_task(self.committer.run())
+        self.written = 0
+
+    def _settled(self, turn: Any, done: Any) -> None:
+        self.turns.append(len(turn.records))
+
+    def write(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.written += 1
+            operation = Store(i=self.written, id=f"m{self.written}", content="x")
+            self.replica.write(0, operation, "agent", f"s-{self.written}", NOW, None)
+        self.committer.touch()
+
+    async def settled(self) -> None:
+        async with asyncio.timeout(5):
+            await self.committer.barrier()
+
+    async def close(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        self.committer.close()
+        self.engine.close()
+
+
+@pytest_asyncio.fixture
+async def node() -> AsyncIterator[Node]:
+    node = Node()
+    yield node
+    await node.close()
+
+
+async def test_a_barrier_after_a_busy_turn_is_reached_though_nothing_more_comes(node: Node) -> None:
+    """It once waited for the next change: a turn without changes never had enough of them."""
+    node.write(GATHER_FROM)
+    await node.settled()
+    node.committer.touch()
+    await node.settled()
+    assert node.turns == [GATHER_FROM]
+
+
+async def test_changes_that_keep_coming_are_committed_together(node: Node) -> None:
+    node.write(GATHER_FROM)
+    await node.settled()
+    for _ in range(4):
+        node.write(5)
+        await asyncio.sleep(0)
+    await node.settled()
+    assert node.turns == [GATHER_FROM, 20]
+
+
+async def test_a_full_turn_waits_no_longer(node: Node) -> None:
+    node.write(GATHER_FROM)
+    await node.settled()
+    node.write(GATHER_CHANGES_MAX)
+    await asyncio.sleep(0)
+    node.write(GATHER_CHANGES_MAX)
+    await node.settled()
+    assert node.turns == [GATHER_FROM, GATHER_CHANGES_MAX, GATHER_CHANGES_MAX]
+
+
+async def test_changes_that_never_stop_hold_up_nobody_for_ever(node: Node) -> None:
+    node.write(GATHER_FROM)
+    await node.settled()
+
+    async def stream() -> None:
+        while True:
+            node.write()
+            await asyncio.sleep(0)
+
+    streaming = asyncio.create_task(stream())
+    await asyncio.sleep(0)
+    await node.settled()
+    streaming.cancel()
+    assert len(node.turns) >= 2
