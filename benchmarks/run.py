@@ -3,4 +3,6 @@
 from crdt_spine.bench.command import bench
 
 if __name__ == "__main__":
-    bench.main(prog_name="benchmarks.run", default_map={"names": ("spine", "jetstream"), "rounds": 3})
+    bench.main(
+        prog_name="benchmarks.run", default_map={"names": ("spine", "jetstream", "jetstream-direct"), "rounds": 3}
+    )

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 import msgspec
@@ -89,10 +89,11 @@ def run_fast(main: Coroutine[Any, Any, T]) -> T:
 @click.option(
     "--system",
     "names",
-    type=click.Choice(["spine", "jetstream"]),
+    type=click.Choice(["spine", "jetstream", "jetstream-direct"]),
     multiple=True,
     default=("spine",),
-    help="What is measured; both: side by side, with the ratio. Repeatable.",
+    help="What is measured; several: side by side, with the ratios. The peer's bucket is as nats-py makes it, or "
+    "with direct gets: any server may answer, and late. Repeatable.",
 )
 @click.option("--write-share", "shares", type=click.FloatRange(0, 100), multiple=True, help="Percent. Repeatable.")
 @click.option("--in-flight", "depths", type=click.IntRange(1, 10_000), multiple=True, help="Callers. Repeatable.")
@@ -110,7 +111,6 @@ def run_fast(main: Coroutine[Any, Any, T]) -> T:
 )
 @click.option("--sync-always", is_flag=True, help="The peer is durable before it acknowledges, as crdt_spine is.")
 @click.option("--client-at", type=click.Choice(["leader", "follower"]), default="leader", help="The peer's client.")
-@click.option("--direct-get/--no-direct-get", default=True, help="Whether any server of the peer may answer a read.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -131,7 +131,6 @@ def bench(
     consistency: str | None,
     sync_always: bool,
     client_at: str,
-    direct_get: bool,
     data: Path | None,
     as_json: bool,
     as_markdown: bool,
@@ -147,13 +146,11 @@ def bench(
     if "spine" in names:
         own = OwnCluster(data, nodes=nodes, consistency=level)
         systems.append(own if server is None else RunningCluster(server, consistency=level))
-    if "jetstream" in names:
-        at_leader = client_at == "leader"
-        systems.append(
-            JetStreamSystem(
-                data, sync_always=sync_always, client="leader" if at_leader else "follower", direct_get=direct_get
-            )
-        )
+    for name in ("jetstream", "jetstream-direct"):
+        if name in names:
+            client: Literal["leader", "follower"] = "leader" if client_at == "leader" else "follower"
+            direct = name == "jetstream-direct"
+            systems.append(JetStreamSystem(data, sync_always=sync_always, client=client, direct_get=direct))
     workloads = choose([share / 100 for share in shares], depths, rates, seconds, quick)
     progress_to, results_to = Console(stderr=True), Console(width=None if sys.stdout.isatty() else 200)
     total, done = len(workloads) * len(systems) * rounds, 0

@@ -1,7 +1,8 @@
 """A report as a table for people, as Markdown for RESULTS.md, as JSON for programs.
 
 Every figure is the median over the rounds; rates also show the least and the greatest, so that nobody reads a ratio
-into noise. Latencies are milliseconds, CPU is microseconds per operation and process.
+into noise. A ratio is the first system's rate over that of its row. Latencies are milliseconds, CPU is microseconds per
+operation and process.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def rate_rows(report: Report) -> list[Row]:
             _spread(cell),
             _latency(cell, "reads"),
             _latency(cell, "writes"),
-            _ratio(report, workload) if cell.system == report.systems[0] else "",
+            _ratio(report, workload, cell.system),
         )
         for workload, cell in _cells(report)
     ]
@@ -127,8 +128,8 @@ def _spread(cell: Cell) -> str:
     return f"{min(rates):,.0f} – {max(rates):,.0f}" if len(rates) > 1 else ""
 
 
-def _ratio(report: Report, workload: Workload) -> str:
-    ratio = report.ratio(workload)
+def _ratio(report: Report, workload: Workload, other: str) -> str:
+    ratio = report.ratio(workload, other)
     return "" if ratio is None else f"{ratio:.2f}×"
 
 

@@ -66,11 +66,11 @@ class Report(msgspec.Struct, frozen=True):
         """The rounds of this workload on this system."""
         return next((cell for cell in self.cells if cell.workload == workload and cell.system == system), None)
 
-    def ratio(self, workload: Workload) -> float | None:
-        """The first system's rate over the second's; None unless both ran it."""
-        if len(self.systems) < 2:
+    def ratio(self, workload: Workload, other: str) -> float | None:
+        """The first system's rate over another one's; None unless both ran it."""
+        if other == self.systems[0]:
             return None
-        ours, theirs = (self.cell(workload, system) for system in self.systems[:2])
+        ours, theirs = self.cell(workload, self.systems[0]), self.cell(workload, other)
         return None if ours is None or theirs is None or theirs.rate == 0 else ours.rate / theirs.rate
 
     @property

@@ -52,7 +52,7 @@ async def test_a_bench_against_a_running_cluster_leaves_its_memories_as_they_wer
 
 
 async def test_the_peer_is_three_servers_with_three_replicas_that_end_with_it(tmp_path: Path) -> None:
-    async with JetStreamSystem(tmp_path).running() as running:
+    async with JetStreamSystem(tmp_path, direct_get=True).running() as running:
         assert isinstance(running.target, JetStreamTarget)
         servers = {name: pid for name, pid in running.processes.items() if name != "client"}
         assert set(servers) == {"leader", "follower 1", "follower 2"}

@@ -267,7 +267,7 @@ async def test_systems_take_turns_and_are_never_up_together() -> None:
     quick, slow = report.cell(workload, "quick"), report.cell(workload, "slow")
     assert quick is not None and slow is not None
     assert len(quick.rounds) == len(slow.rounds) == 3
-    ratio = report.ratio(workload)
+    ratio = report.ratio(workload, "slow")
     assert ratio == quick.rate / slow.rate
     assert ratio > 2.0
     text = markdown(report)
