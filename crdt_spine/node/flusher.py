@@ -8,6 +8,7 @@ text search makes it catch up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ TEXT_RECORDS = 1_000  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
 CHECK_SECONDS = 0.1
 RETRY_SECONDS = 1.0  # while the disk is full
+JOURNAL_SECONDS_MAX = 1.0  # a journal that is full may be waiting for this flush
 
 
 class Flusher:
@@ -78,6 +80,10 @@ class Flusher:
             flush = self.store.begin_flush(self.checkpoint())
             written = False
             try:
+                # The turn that is open at this instant is in the flush, but its operation ids are in the journal alone:
+                # were the tables ahead of it after a crash, a retry would be applied a second time.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.committer.durable(), JOURNAL_SECONDS_MAX)
                 # Shielded: what a thread has begun it ends, and the store must hear of it.
                 writing = loop.run_in_executor(self._thread, self.store.write_flush, flush)
                 try:

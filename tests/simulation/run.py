@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from simulator.rules import RULES
 from simulator.run import Outcome, run
-from simulator.scenario import DELETES, ROLLBACKS, SYNCS
+from simulator.scenario import DELETES, FULL_DISKS, ROLLBACKS, SYNCS
 
-SCENARIOS = {"syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS}
+SCENARIOS = {"syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS, "full-disks": FULL_DISKS}
 STORIES_MAX = 3  # told in full length; the other failures are one line each
 
 

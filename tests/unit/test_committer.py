@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Store
 from crdt_spine.core.replica import Replica
 from crdt_spine.node.committer import GATHER_CHANGES_MAX, GATHER_FROM, Committer
+from crdt_spine.node.flusher import Flusher
+from crdt_spine.storage.engine import Checkpoint
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.storage.sqlite import SqliteEngine
 
@@ -100,3 +103,31 @@ async def test_changes_that_never_stop_hold_up_nobody_for_ever(node: Node) -> No
     await node.settled()
     streaming.cancel()
     assert len(node.turns) >= 2
+
+
+async def test_the_tables_are_never_ahead_of_the_journal(node: Node) -> None:
+    """They once were, if the node crashed right after a flush that had begun in the middle of a turn. The change was
+    there, its operation id was not, and a retry was applied a second time."""
+    seen: list[tuple[str, int]] = []
+    append, flush = node.engine.append, node.engine.flush
+    slow = threading.Event()
+
+    def slow_append(row: bytes) -> int:
+        slow.wait(5)
+        seen.append(("journal", row.count(b'"operation"')))
+        return append(row)
+
+    def seen_flush(rows: Any, forget: Any, checkpoint: Checkpoint) -> None:
+        seen.append(("tables", len(rows)))
+        flush(rows, forget, checkpoint)
+
+    node.engine.append, node.engine.flush = slow_append, seen_flush  # type: ignore[method-assign]
+    flusher = Flusher(node.replica.records, node.engine, node.committer, Checkpoint, lambda: 0)  # type: ignore[arg-type]
+    node.write(2)
+    flushing = asyncio.create_task(flusher.flush())
+    await asyncio.sleep(0.05)
+    slow.set()
+    async with asyncio.timeout(5):
+        await flushing
+    flusher.close()
+    assert seen == [("journal", 2), ("tables", 2)]

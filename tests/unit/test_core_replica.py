@@ -494,3 +494,12 @@ def test_what_a_node_lost_with_its_disk_is_not_waited_for(a: Node, b: Node) -> N
 
 def test_a_name_says_region_and_node() -> None:
     assert node_of(actor_name("eu", "spine-1", "k2")) == ("eu", "spine-1")
+
+
+def test_a_page_replayed_after_a_restart_does_not_drag_the_clock_after_one_that_is_wrong(a: Node, b: Node) -> None:
+    """The page's clock was bounded when it came (rule 10), and taken as it was when the journal was replayed."""
+    a.write(store(), now=NOW)
+    a.turn()
+    b.merges(msgspec.structs.replace(a.page({}), clock=(NOW + 3_600_000) << 16))
+    assert b.replica.clock.highest == (NOW + b.replica.drift) << 16
+    assert Node("b", b.journal).replica.clock.highest == b.replica.clock.highest

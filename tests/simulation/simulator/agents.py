@@ -1,5 +1,5 @@
-"""Agents: each issues one write at a time, with an operation id, and retries it elsewhere until it knows what came of
-it."""
+"""Agents: each issues one operation at a time, with an id, and retries it elsewhere until it knows what came of it. Its
+token is what it wrote and saw; it reads no older state."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from crdt_spine.core.causality import Vector, join_into
 from crdt_spine.core.messages import Delete, Edit, Store, Write
 from crdt_spine.core.quorum import Waiting
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
+    from simulator.node import Node
 
 TAGS = "abcd"
 KEYS = "xyz"
 TIMEOUT_MILLISECONDS = 1_500
+READ_SHARE = 0.3
+READ_ATTEMPTS_MAX = 8  # then the agent gives its token up: what it knows may be gone with a disk
 
 
 class Habit(NamedTuple):
@@ -39,7 +43,7 @@ class Habit(NamedTuple):
 
 
 class Agent:
-    """One agent. `pending` is the operation that it waits for."""
+    """One agent. `pending` is the operation that it waits for; an id alone is a read of that memory."""
 
     def __init__(self, cluster: Cluster, name: str, ids: int, pause_max: int, habit: Habit) -> None:
         self.cluster = cluster
@@ -49,7 +53,8 @@ class Agent:
         self.pause_max = pause_max
         self.habit = habit
         self.resting = False
-        self.pending: tuple[int, Write, int] | None = None  # number, operation, attempt
+        self.pending: tuple[int, Write | str, int] | None = None  # number, operation, attempt
+        self.token: dict[int, Vector] = {}
         self.count = 0
         self.outcomes: dict[str, int] = {}
         self._pause()
@@ -61,7 +66,9 @@ class Agent:
         if self.resting:
             return
         self.count += 1
-        self.pending = (self.count, self._operation(self.count), 0)
+        reads = self.world.random.random() < READ_SHARE
+        id = f"m{self.world.random.randrange(self.ids)}"
+        self.pending = (self.count, id if reads else self._operation(self.count, id), 0)
         self._attempt()
 
     def _attempt(self) -> None:
@@ -69,6 +76,10 @@ class Agent:
         number, operation, attempt = self.pending
         node = self.world.random.choice(self.cluster.names)
         mine = self.pending
+        token: Vector = {}
+        if isinstance(operation, str):
+            token = dict(self.token.get(self.cluster.partition_of(operation), {}))
+            self.cluster.check("asked", self, operation, (number, attempt))
 
         def answer(kind: str, about: object) -> None:
             self.cluster.network.send(node, self.name, lambda: self._answered(mine, kind, about), "agent")
@@ -76,6 +87,13 @@ class Agent:
         def arrive() -> None:
             there = self.cluster.nodes[node]
             if there.running:
+                life = there.life
+                there.do(lambda: ask(there) if there.alive(life) else None)
+
+        def ask(there: Node) -> None:
+            if isinstance(operation, str):
+                there.read(operation, token, answer)
+            else:
                 there.write(operation, self.name, f"{self.name}-{number}", attempt > 0, answer)
 
         if attempt:
@@ -85,17 +103,25 @@ class Agent:
         self.cluster.network.send(self.name, node, arrive, "agent")
         self.world.after(TIMEOUT_MILLISECONDS, lambda: self._time_out(mine))
 
-    def _time_out(self, mine: tuple[int, Write, int]) -> None:
-        if self.pending is mine:
-            self.pending = (*mine[:2], mine[2] + 1)
-            self._attempt()
+    def _time_out(self, mine: tuple[int, Write | str, int]) -> None:
+        if self.pending is not mine:
+            return
+        if isinstance(mine[1], str) and mine[2] >= READ_ATTEMPTS_MAX:
+            self.token.clear()
+            self.cluster.check("stale", self)
+            self._end("StaleToken")
+            return
+        self.pending = (*mine[:2], mine[2] + 1)
+        self._attempt()
 
-    def _answered(self, mine: tuple[int, Write, int], kind: str, about: object) -> None:
+    def _answered(self, mine: tuple[int, Write | str, int], kind: str, about: Any) -> None:
         number, operation, _ = mine
         if kind == "done":
-            assert isinstance(about, Waiting)
+            assert isinstance(about, Waiting) and not isinstance(operation, str)
+            self._see(operation.id, {about.actor: about.n})
             self.cluster.check(
                 "acknowledged",
+                self,
                 operation.id,
                 self.cluster.partition_of(operation.id),
                 (about.actor, about.n),
@@ -106,15 +132,25 @@ class Agent:
         if kind == "unknown":
             self._time_out(self.pending)
             return
-        outcome = kind if kind == "done" else str(about)
+        if kind == "read":
+            record, vector = about
+            assert isinstance(operation, str)
+            self.cluster.check("read", self, operation, (number, mine[2]), record, vector)
+            self._see(operation, vector)
+        self._end(str(about) if kind == "refused" else kind)
+
+    def _end(self, outcome: str) -> None:
+        assert self.pending is not None
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-        self.world.tell(self.name, f"hears of {self.name}-{number}: {outcome}")
+        self.world.tell(self.name, f"hears of {self.name}-{self.pending[0]}: {outcome}")
         self.pending = None
         self._pause()
 
-    def _operation(self, i: int) -> Write:
+    def _see(self, id: str, vector: Vector) -> None:
+        join_into(self.token.setdefault(self.cluster.partition_of(id), {}), vector)
+
+    def _operation(self, i: int, id: str) -> Write:
         chance = self.world.random
-        id = f"m{chance.randrange(self.ids)}"
         acks = chance.choice(self.habit.acks)
         tags = tuple(chance.sample(TAGS, chance.randrange(3)))
         metadata: dict[str, Any] = {chance.choice(KEYS): i} if chance.random() < 0.5 else {}
@@ -142,7 +178,9 @@ class Agent:
                 return Delete(i=i, id=id, acks=acks)
 
 
-def _words(operation: Write) -> str:
+def _words(operation: Write | str) -> str:
+    if isinstance(operation, str):
+        return f"read {operation}"
     fields = msgspec.to_builtins(operation)
     kind = fields.pop("do")
     del fields["i"]

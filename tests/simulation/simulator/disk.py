@@ -34,6 +34,7 @@ class Disk:
         self.checkpoint = Checkpoint()
         self.journal: list[bytes] = []  # row i has the sequence i + 1
         self.backup: tuple[Checkpoint, int] | None = None
+        self.full = False
 
     def append(self, row: bytes) -> int:
         self.journal.append(row)

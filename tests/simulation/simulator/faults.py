@@ -1,8 +1,10 @@
-"""What goes wrong, and when: crashes, links cut in one direction, broken syncs, clocks that jump, an old disk."""
+"""What goes wrong, and when: crashes, pauses, links cut in one direction, broken syncs, clocks that jump, full disks,
+an old disk."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulator.network import FAIR
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 class Faults:
     """Until `over`, something now and then. `counts` says what it was."""
 
-    def __init__(self, cluster: Cluster, pause_max: int, *, rollback: bool) -> None:
+    def __init__(self, cluster: Cluster, kinds: Sequence[str], pause_max: int, *, rollback: bool) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.pause_max = pause_max
@@ -23,7 +25,7 @@ class Faults:
         self.over = False
         self.resting = False
         self.counts: Counter[str] = Counter()
-        self.kinds = ["crash", "crash", "part", "part", "mend", "break off", "clock"]
+        self.kinds = [*kinds]
         if rollback:
             self.victim = self.world.random.choice(cluster.names)
             self.kinds += ["copy", "roll back", "roll back", "roll back"]
@@ -55,6 +57,12 @@ class Faults:
             case "clock":
                 node.skew = chance.choice([-3_600_000, -400, -100, 0, 0, 100, 400, 3_000])
                 node.tell(f"its clock is now {node.skew} ms off")
+            case "pause" if node.running and node.stopped is None:
+                self._pause_node(node)
+            case "full disk" if not node.disk.full:
+                node.disk.full = True
+                node.tell("its disk is full")
+                self.world.after(chance.randint(100, 3_000), lambda: self._make_room(node))
             case "copy":
                 self.cluster.nodes[self.victim].disk.copy()
                 self.world.tell(self.victim, "its disk is copied")
@@ -69,6 +77,15 @@ class Faults:
         node.crash(half_written=self.world.random.random() < 0.5)
         self.world.after(self.world.random.randint(10, 3_000), lambda: None if node.running else node.boot())
 
+    def _pause_node(self, node: Node) -> None:
+        life = node.life
+        node.pause()
+        self.world.after(self.world.random.randint(10, 4_000), lambda: node.go_on() if node.alive(life) else None)
+
+    def _make_room(self, node: Node) -> None:
+        node.disk.full = False
+        node.tell("its disk has room again")
+
     def _may_roll_back(self) -> bool:
         """An old disk is put in while the rest of the cluster is well and knows what the node had.
 
@@ -79,6 +96,7 @@ class Faults:
         others = [node for node in self.cluster.nodes.values() if node is not victim]
         return (
             victim.serving
+            and all(node.stopped is None and not node.disk.full for node in self.cluster.nodes.values())
             and victim.disk.backup is not None
             and all(node.serving and self.victim in node.repair.heard and not node.records_ahead() for node in others)
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Change, Delta, SyncPage, Write, encode
 from crdt_spine.core.quorum import Waiting
@@ -44,7 +45,9 @@ class Node:
         self.skew = skew  # milliseconds
         self.disk = Disk()
         self.disk_epoch = 0
+        self.latest = 0  # the greatest wall clock that it ever saw
         self.life = 0
+        self.stopped: list[Callable[[], None]] | None = None  # what is to be done once it is no longer paused
         self.running = False
         self.serving = False
         self.boot()
@@ -52,12 +55,37 @@ class Node:
     @property
     def now(self) -> int:
         """The wall clock as this node sees it."""
-        return START + self.world.now + self.skew
+        now = START + self.world.now + self.skew
+        self.latest = max(self.latest, now)
+        return now
 
     def later(self, milliseconds: int, action: Callable[[], None]) -> None:
         """Do something, unless the node crashes before."""
         life = self.life
-        self.world.after(milliseconds, lambda: action() if self.running and self.life == life else None)
+        self.world.after(milliseconds, lambda: self.do(lambda: action() if self.alive(life) else None))
+
+    def alive(self, life: int) -> bool:
+        """Is it still the same process?"""
+        return self.running and self.life == life
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Do something now, or when the process is no longer paused."""
+        if self.stopped is None:
+            action()
+        else:
+            self.stopped.append(action)
+
+    def pause(self) -> None:
+        """Stop, as a process does that gets SIGSTOP: its timers and what it is sent wait."""
+        self.stopped = []
+        self.tell("stops")
+
+    def go_on(self) -> None:
+        """Everything that waited happens now."""
+        waiting, self.stopped = self.stopped or [], None
+        self.tell(f"goes on, with {len(waiting)} things to do")
+        for action in waiting:
+            action()
 
     # -- coming up and going down -----------------------------------------------------------------------------------
 
@@ -112,6 +140,7 @@ class Node:
             self.cluster.check("persisted", self, self._turn)
         self.tell("crashes" + (", its last row just written" if half_written else ""))
         self.running = self.serving = False
+        self.stopped = None
 
     def _handshake(self, deadline: int) -> None:
         unheard = {peer for peers in self.replica.peers.values() for peer in peers} - self.repair.answered
@@ -186,6 +215,9 @@ class Node:
         self.later(self.world.random.randint(1, 25), lambda: self._committed(turn, barriers))
 
     def _committed(self, turn: Turn, barriers: list[Callable[[], None]]) -> None:
+        if turn.journal and self.disk.full:
+            self.later(500, lambda: self._committed(turn, barriers))
+            return
         if turn.journal:
             self.through = self.disk.append(self._row)
         self._committing = False
@@ -220,8 +252,8 @@ class Node:
 
         def arrive() -> None:
             node = self.cluster.nodes[target]
-            if node.running and node.life == life and self.disk_epoch == epoch:
-                deliver(node)
+            if node.running:
+                node.do(lambda: deliver(node) if node.alive(life) and self.disk_epoch == epoch else None)
 
         self.cluster.network.send(self.name, target, arrive, kind)
 
@@ -247,12 +279,18 @@ class Node:
         before = self.disk.checkpoint
 
         def written() -> None:
-            if self.disk.checkpoint is before:  # else a newer one was written meanwhile
+            if self.disk.checkpoint is before and not self.disk.full:  # else a newer one was written meanwhile
                 self.disk.checkpoint = checkpoint
                 self.cluster.check("checkpointed", self, checkpoint)
             self.later(FLUSH_MILLISECONDS, self._flush_regularly)
 
-        self.later(self.world.random.randint(1, 100), written)
+        def journaled() -> None:
+            self.later(self.world.random.randint(1, 100), written)
+
+        if self.cluster.without == "journal-first":
+            journaled()
+        else:
+            self.barrier(journaled)
 
     # -- messages in ------------------------------------------------------------------------------------------------
 
@@ -270,7 +308,7 @@ class Node:
 
     def write(self, operation: Write, agent: str, operation_id: str, retry: bool, answer: Answer) -> None:
         """An agent's write; `answer` hears what came of it."""
-        if not self.serving:
+        if not self.serving or self.disk.full:
             return
         ticket = self.cluster.new_ticket()
         number = self.cluster.partition_of(operation.id)
@@ -281,6 +319,13 @@ class Node:
             return
         self._answers[ticket] = answer
         self.touch()
+
+    def read(self, id: str, token: Vector, answer: Answer) -> None:
+        """An agent's read of one memory, no older than its token. No answer: ask another node."""
+        number = self.cluster.partition_of(id)
+        behind = self.replica.behind(number, token) and self.cluster.without != "token"
+        if self.serving and not behind and self.replica.settled(id):
+            answer("read", (self.store.get(id), dict(self.replica.durable[number])))
 
     def done(self, waiting: list[Waiting]) -> None:
         for one in waiting:

@@ -1,6 +1,7 @@
 """Rules that can be taken away, to see that the checkers notice: each of them must break some seed.
 
-Two of them are the shell's rather than the core's, so node.py and repair.py look at `Cluster.without` for those.
+Some of them are the shell's rather than the core's (`SHELLS`): node.py and repair.py look at `Cluster.without` for
+those.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from unittest.mock import patch
 
 from crdt_spine.core import orset
 from crdt_spine.core import partition as partitions
+from crdt_spine.core import replica as replicas
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import Delta
 from crdt_spine.core.partition import Partition
 from crdt_spine.core.record import apply, merge
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
+
+#: Rules of the shell.
+SHELLS = ("last-page", "persist-before-send", "journal-first", "token")
 
 RULES = {
     "deps": "rule 2: a change waits for what its coordinator had seen",
@@ -28,6 +33,9 @@ RULES = {
     "persist-before-send": "rule 7: nothing leaves a node before it is on its disk",
     "heard": "rule 8: an announcement counts once everything in it is here",
     "stability": "rule 9: a tombstone is dropped once every replica has it",
+    "journal-first": "a checkpoint is written once the turn that is in it is in the journal",
+    "token": "a node that has not reached a reader's token does not answer",
+    "drift": "rule 10: a change from the future waits",
     "operations": "rule 11: a retry is answered, not applied again",
     "forgotten": "a late page does not bring a record back whose tombstone was dropped",
     "rolled-back": "a node that finds its disk rolled back takes a new name and compares everything",
@@ -70,6 +78,7 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "floor": (orset, "drop_below", lambda tags, floor: tags),
     "heard": (Partition, "hear", _hear_anything),
     "stability": (Partition, "stable", _own_vector),
+    "drift": (replicas, "latest_time", lambda now, drift: 1 << 62),
     "operations": (Replica, "_remember", lambda self, operation, number, actor, n: None),
     "forgotten": (Partition, "merge_records", _merge_forgotten),
     "rolled-back": (Replica, "lost", lambda self, announcement: False),
@@ -79,7 +88,7 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 @contextmanager
 def taken_away(rule: str | None) -> Iterator[None]:
     """Within the block the rule is not kept."""
-    if rule is None or rule in ("last-page", "persist-before-send"):
+    if rule is None or rule in SHELLS:
         yield
         return
     target, name, instead = _PATCHES[rule]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from simulator.agents import Agent
 from simulator.checkers import Checker
+from simulator.checkers.bounds import Bounds
 from simulator.checkers.convergence import Convergence
 from simulator.checkers.durability import Durability
 from simulator.checkers.identity import Identity
@@ -14,6 +15,7 @@ from simulator.checkers.liveness import Liveness
 from simulator.checkers.meaning import Meaning
 from simulator.checkers.publishing import Publishing
 from simulator.checkers.retries import Retries
+from simulator.checkers.sessions import Sessions
 from simulator.checkers.vectors import Vectors
 from simulator.cluster import Cluster
 from simulator.faults import Faults
@@ -22,7 +24,8 @@ from simulator.rules import taken_away
 from simulator.scenario import Scenario
 from simulator.world import Violation, World
 
-TROUBLE_MILLISECONDS = 12_000
+TROUBLE_MILLISECONDS = 12_000  # at least ...
+OPERATIONS_MIN = 300  # ... and until the agents have asked for so much
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
 
@@ -48,7 +51,8 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
     world = World(seed)
     agents: list[Agent] = []
     checkers = [
-        Retries(), Identity(), Meaning(), Publishing(), Vectors(), Durability(), Convergence(), Liveness(agents)
+        Retries(), Identity(), Meaning(), Sessions(), Publishing(), Vectors(), Bounds(), Durability(), Convergence(),
+        Liveness(agents),
     ]  # fmt: skip
     counts: dict[str, int] = {}
     problem = ""
@@ -78,8 +82,10 @@ def _run(
         Agent(cluster, f"agent{index}", scenario.ids, scenario.agent_pause_max, scenario.habit)
         for index in range(AGENTS)
     ]
-    faults = Faults(cluster, scenario.fault_pause_max, rollback=scenario.rollback)
+    faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, rollback=scenario.rollback)
     world.run_until(TROUBLE_MILLISECONDS)
+    while sum(agent.count for agent in agents) < OPERATIONS_MIN:
+        world.run_until(world.now + 1_000)
     faults.over = True
     network.heal()
     world.tell("network", "everything works from now on")
@@ -87,13 +93,16 @@ def _run(
         agent.resting = True
     for node in cluster.nodes.values():
         node.skew = 0
+        node.disk.full = False
+        if node.stopped is not None:
+            node.go_on()
         if not node.running:
             node.boot()
-    world.run_until(TROUBLE_MILLISECONDS + HEALING_MILLISECONDS)
+    world.run_until(world.now + HEALING_MILLISECONDS)
     cluster.check("healed")
     for agent in agents:
         for outcome, times in agent.outcomes.items():
-            counts[f"write {outcome}"] = counts.get(f"write {outcome}", 0) + times
+            counts[f"operation {outcome}"] = counts.get(f"operation {outcome}", 0) + times
     counts |= {f"fault {kind}": times for kind, times in faults.counts.items()}
     counts |= {f"message {kind}": times for kind, times in network.counts.items()}
     counts["tombstones collected"] = sum(node.repair.collected for node in cluster.nodes.values())

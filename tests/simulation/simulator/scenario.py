@@ -8,6 +8,8 @@ from typing import NamedTuple
 from simulator.agents import Habit
 from simulator.network import Weather
 
+FAULTS = ("crash", "crash", "part", "part", "mend", "break off", "clock", "pause", "full disk")
+
 
 class Scenario(NamedTuple):
     """Chosen by the seed. Times in milliseconds."""
@@ -20,11 +22,12 @@ class Scenario(NamedTuple):
     fault_pause_max: int
     announce: int
     rollback: bool
+    faults: tuple[str, ...] = FAULTS  # repeated is likelier
 
     @classmethod
     def of(cls, chance: Random) -> Scenario:
         """Some scenario."""
-        nodes = chance.choice([2, 3, 3, 4])
+        nodes = chance.choice([3, 3, 4, 5])
         return cls(
             Weather.of(chance),
             tuple(chance.choice([0, 0, 100, -300, 3_000, -3_600_000]) for _ in range(nodes)),
@@ -58,3 +61,11 @@ DELETES = SYNCS._replace(
 
 #: An old disk is put into a node, again and again.
 ROLLBACKS = DELETES._replace(weather=Weather(0.02, 0.05, 0.0, 50, 1), fault_pause_max=1_500, rollback=True)
+
+#: Disks are full for a while and nodes crash; whoever wants all replicas to have its write retries a lot.
+FULL_DISKS = DELETES._replace(
+    weather=Weather(0.02, 0.05, 0.0, 50, 1),
+    habit=Habit(("store", "store", "edit", "tag"), (3,)),
+    fault_pause_max=1_000,
+    faults=("crash", "full disk", "full disk", "pause"),
+)

@@ -9,7 +9,9 @@ from simulator.world import Violation
 if TYPE_CHECKING:
     from crdt_spine.core.causality import Vector
     from crdt_spine.core.messages import Change
+    from crdt_spine.core.record import Record
     from crdt_spine.core.replica import Turn
+    from simulator.agents import Agent
     from simulator.cluster import Cluster
     from simulator.disk import Checkpoint
     from simulator.history import Dot
@@ -42,8 +44,17 @@ class Checker:
     def restarted(self, node: Node, vectors: dict[int, Vector]) -> None:
         """A node came up with this much."""
 
-    def acknowledged(self, id: str, partition: int, dot: Dot, needed: int) -> None:
+    def acknowledged(self, agent: Agent, id: str, partition: int, dot: Dot, needed: int) -> None:
         """An agent was told that its write is done."""
+
+    def asked(self, agent: Agent, id: str, attempt: tuple[int, int]) -> None:
+        """An agent asks some node for a memory."""
+
+    def read(self, agent: Agent, id: str, attempt: tuple[int, int], record: Record | None, vector: Vector) -> None:
+        """The answer: the memory, or that there is none, as a replica with this vector has it."""
+
+    def stale(self, agent: Agent) -> None:
+        """An agent gives its token up: nobody reaches it."""
 
     def healed(self) -> None:
         """The end: all links work, all nodes run, everything had time to settle."""

@@ -12,7 +12,7 @@ class Durability(Checker):
         self.promised: list[tuple[str, int, tuple[str, int], int]] = []
         self.gone: set[str] = set()  # nodes whose disk was rolled back
 
-    def acknowledged(self, id, partition, dot, needed) -> None:  # type: ignore[no-untyped-def]
+    def acknowledged(self, agent, id, partition, dot, needed) -> None:  # type: ignore[no-untyped-def]
         self.promised.append((id, partition, dot, needed))
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
