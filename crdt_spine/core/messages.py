@@ -137,7 +137,8 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     """A replica says what it durably has, who it is and how it fares. `now`: its wall clock, milliseconds.
 
     In answer to a node that starts, `known` is what `known_of` had said to have: has it less now, its disk is an old
-    one.
+    one. `ahead` has the nodes whose last announcement was from the future, by how many milliseconds: their clocks are
+    ahead of this one's at least as far.
     """
 
     node: str
@@ -148,6 +149,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     zone: str | None = None
     known_of: str = ""
     known: Vectors = {}
+    ahead: dict[str, Whole] = {}
 
 
 class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):

@@ -109,7 +109,7 @@ class Feeds:
                 if feed is not None:
                     feed.take(command.taken, self.now())
                 elif reply:
-                    self._refuse(reply, command.feed, "this node does not have the feed")
+                    self.refuse(reply, command.feed, "this node does not have the feed")
             case FeedClose():
                 self._close(command.feed)
 
@@ -120,7 +120,7 @@ class Feeds:
         if len(self.feeds) >= FEEDS_MAX:
             problem = f"this node serves {FEEDS_MAX} feeds already"
         if problem or self._stuck:
-            self._refuse(command.inbox, command.feed, problem or _FULL)
+            self.refuse(command.inbox, command.feed, problem or _FULL)
             return
         self._close(command.feed)
         token = command.token
@@ -150,7 +150,13 @@ class Feeds:
         """A full disk takes no changes of others, so there is nothing to tell; others have a disk of their own."""
         return self.committer.full and any(self.replica.peers.values())
 
-    def _refuse(self, inbox: str, feed: str, problem: str) -> None:
+    def dismiss(self, problem: str) -> None:
+        """Every subscriber is to go elsewhere."""
+        for feed in list(self.feeds.values()):
+            self.refuse(feed.inbox, feed.id, problem)
+            self._close(feed.id)
+
+    def refuse(self, inbox: str, feed: str, problem: str) -> None:
         """The subscriber is to go elsewhere."""
         self.transport.send(inbox, encode(FeedBatch(feed=feed, number=0, error=problem)))
 
@@ -223,7 +229,7 @@ class Feeds:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for feed in list(self.feeds.values()):
                 if self._stuck:
-                    self._refuse(feed.inbox, feed.id, _FULL)
+                    self.refuse(feed.inbox, feed.id, _FULL)
                 if self._stuck or self.now() - feed.heard > SILENT_SECONDS_MAX:
                     self._close(feed.id)
                     continue

@@ -2,7 +2,7 @@
 
     service.py      what agents ask           queries.py   pages of memories        feeds.py    subscriptions
     committer.py    journal, fsync            flusher.py   tables, text index       view.py     record -> memory
-    replication.py  deltas, acks, repair
+    replication.py  deltas, acks, repair      identity.py  under which name, and whether the disk may be believed
 
 The rules are in crdt_spine/core; here is only when things happen.
 """
@@ -21,6 +21,7 @@ import msgspec
 
 from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import HybridClock, at_milliseconds
+from crdt_spine.core.drift import describe
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import (
     Delete,
@@ -36,12 +37,13 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.quorum import Waiting
-from crdt_spine.core.replica import Refused, Replica, Turn, actor_name
+from crdt_spine.core.replica import Refused, Replica, Turn
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds
 from crdt_spine.node.flusher import Flusher
+from crdt_spine.node.identity import Identity
 from crdt_spine.node.queries import Queries
 from crdt_spine.node.replication import Replication
 from crdt_spine.node.service import Service
@@ -51,7 +53,6 @@ from crdt_spine.transport.base import Message, Subscription, Transport
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on its own last change
 EXPIRED_AT_ONCE = 200
 EXPIRE_SECONDS = 1.0
 REACHABLE_MILLISECONDS = 20  # for as long a node believes what it found of its peers
@@ -77,12 +78,11 @@ class Node:
             for number, nodes in self.layout.replicas.items()
             if id in nodes
         }
-        self.incarnation: str = checkpoint.extra.get("incarnation") or _incarnation()
-        self.fresh = "incarnation" not in checkpoint.extra
+        self.identity = Identity(id, hello.region, checkpoint.extra, self._write_checkpoint, self._on_serving)
         self.store = RecordStore(engine)
         clock = HybridClock(checkpoint.extra.get("clock", 0))
         quorum = min(hello.write_quorum, hello.factor, len(hello.nodes))
-        self.replica = Replica(id, self._actor(), self.store, clock, peers, quorum)
+        self.replica = Replica(id, self.identity.actor, self.store, clock, peers, quorum)
         for number, summary in checkpoint.partitions.items():
             partition = self.replica.partitions.get(number)
             if partition is not None:
@@ -95,6 +95,7 @@ class Node:
         self.replication = Replication(
             id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done
         )
+        self.identity.connect(self.replica, self.replication, self.committer)
         self.feeds = Feeds(self.replica, self.store, self.committer, transport, time.monotonic)
         self.service = Service(
             id, self.replica, self.store, self.committer, self.queries, transport, hello.partitions, self._may_write,
@@ -109,12 +110,12 @@ class Node:
     # -- coming up and going down -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Recover, make sure of the own identity, then serve."""
+        """Recover, make sure of the own identity, then serve; a node that can't believe its disk answers from then on,
+        and serves once it has compared it with its peers'."""
         self.failed = asyncio.get_running_loop().create_future()
         self._recover()
         self._run(self.committer.run())
-        if self.fresh:
-            await self._write_identity()
+        await self.identity.begin()
         subjects = self.subjects
         await self._listen(subjects.ack(self.id), self.replication.take_ack)
         await self._listen(subjects.sync(self.id), self.replication.take_request)
@@ -125,16 +126,17 @@ class Node:
             for number in self.replica.partitions:
                 await self._listen(subjects.delta(number), self.replication.take_delta)
         self._run(self.replication.run())
-        await self._handshake()
         self._run(self.flusher.run())
+        await self.identity.handshake()
+        self.service.closed = self.identity.problem
         self._run(self.feeds.run())
         self._run(self._expire())
-        self._run(self._guard_identity())
         await self._listen(subjects.rpc(self.id), self.service.take)
         await self._listen(subjects.feed(self.id), self._take_feed)
         await self._listen(DISCOVERY_SUBJECT, self._introduce)
-        self.replication.state = "up"
-        self.replication.announce()
+        if not self.identity.to_compare:
+            self._on_serving("")
+        self._run(self.identity.run())
 
     async def stop(self) -> None:
         """Take no more, make everything durable, leave nothing running."""
@@ -203,46 +205,7 @@ class Node:
         if not task.cancelled() and self.failed is not None and not self.failed.done():
             self.failed.set_exception(task.exception() or RuntimeError("a part of the node ended"))
 
-    # -- who am I ---------------------------------------------------------------------------------------------------
-
-    def _actor(self) -> str:
-        return actor_name(self.hello.region, self.id, self.incarnation)
-
-    async def _handshake(self) -> None:
-        """Hear every peer before the first change: one that knows more of this actor than its disk does shows that the
-        disk was rolled back. Who can't be heard might know more, so then a new incarnation is begun as well."""
-        peers = {peer for peers in self.replica.peers.values() for peer in peers}
-        deadline = time.monotonic() + HANDSHAKE_SECONDS_MAX
-        self.replication.announce()
-        while not peers <= self.replication.peers.keys() and not self.replication.usurped.is_set():
-            self.replication.heard_peer.clear()
-            try:
-                await asyncio.wait_for(self.replication.heard_peer.wait(), max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                break
-        unheard = peers - self.replication.peers.keys()
-        if self.replication.usurped.is_set() or (unheard and not self.fresh):
-            await self._reincarnate("rolled back" if self.replication.usurped.is_set() else f"not heard: {unheard}")
-
-    async def _guard_identity(self) -> None:
-        while True:
-            await self.replication.usurped.wait()
-            await self._reincarnate("a peer knows changes of it that are not here")
-
-    async def _reincarnate(self, reason: str) -> None:
-        await self.committer.barrier()
-        old, self.incarnation = self._actor(), _incarnation()
-        await self._write_identity()
-        await self.committer.barrier()
-        self.replica.actor = self._actor()
-        self.replication.usurped.clear()
-        log.warning("%s goes on as %s: %s", old, self.replica.actor, reason)
-        self.replication.announce()
-
-    async def _write_identity(self) -> None:
-        """The incarnation is on disk before its first dot is used."""
-        await self.flusher.flush()
-        self.fresh = False
+    # -- what is on the disk, besides memories -----------------------------------------------------------------------
 
     def _checkpoint(self) -> Checkpoint:
         """What the tables will have after a flush of everything that is dirty at this instant."""
@@ -254,10 +217,12 @@ class Node:
             },
             extra={
                 "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
-                "partitions": self.hello.partitions, "incarnation": self.incarnation,
-                "clock": self.replica.clock.highest,
+                "partitions": self.hello.partitions, "clock": self.replica.clock.highest, **self.identity.saved,
             },
         )  # fmt: skip
+
+    async def _write_checkpoint(self) -> None:
+        await self.flusher.flush()
 
     # -- the ways between the parts ---------------------------------------------------------------------------------
 
@@ -267,6 +232,17 @@ class Node:
         if turn.events:
             self.feeds.settled(turn.events, turn.repeats)
         self.service.settled()
+
+    def _on_serving(self, problem: str) -> None:
+        """Serve agents from now on, or send them elsewhere because of `problem`."""
+        self.service.closed = problem
+        self.replication.believed = not problem
+        if problem:
+            self.feeds.dismiss(problem)
+            self.service.settled()
+        if self.replication.state != "stopping":
+            self.replication.state = "starting" if problem else "up"
+            self.replication.announce()
 
     def _operations(self) -> int:
         """How much the agents have asked so far."""
@@ -278,6 +254,9 @@ class Node:
 
     def _may_write(self, acks: int, now: int) -> str:
         """Why a write that needs that many replicas can't be taken at `now` (milliseconds); empty: it can."""
+        ahead = self.replication.clock_ahead
+        if ahead:
+            return f"the clock of node {self.id} is {describe(ahead)}"
         needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
         if needed <= 1:
             return ""
@@ -293,7 +272,10 @@ class Node:
         except Unreadable:
             self.refused_feeds += 1
             return
-        self.feeds.command(command, message.reply)
+        if self.service.closed and isinstance(command, FeedOpen):
+            self.feeds.refuse(command.inbox, command.feed, self.service.closed)
+        else:
+            self.feeds.command(command, message.reply)
 
     def _introduce(self, message: Message) -> None:
         if message.reply:
@@ -308,7 +290,8 @@ class Node:
             await asyncio.sleep(0.25)
             self.service.failed(self.replica.expire(_now()))
             self.service.settled()
-            if time.monotonic() - expired < EXPIRE_SECONDS or self.committer.full:
+            mute = self.committer.full or self.service.closed or self.replication.clock_ahead
+            if time.monotonic() - expired < EXPIRE_SECONDS or mute:
                 continue
             expired = time.monotonic()
             present = {self.id} | self.replication.alive()
@@ -335,6 +318,11 @@ class Node:
     def state(self) -> NodeState:
         return "full" if self.committer.full else self.replication.state
 
+    def _problem(self) -> str | None:
+        ahead = self.replication.clock_ahead
+        clock = f"its clock is {describe(ahead)}: it takes no writes" if ahead else ""
+        return "; ".join(filter(None, (self.identity.problem, clock))) or None
+
     async def status(self) -> msgspec.Raw:
         """The node's report, as `spine status --json` shows it."""
         replication = self.replication
@@ -353,9 +341,12 @@ class Node:
         report = {
             "id": self.id,
             "state": self.state,
+            "problem": self._problem(),
             "zone": replication.zone,
             "pid": os.getpid(),
             "actor": self.replica.actor,
+            "clock_ahead_milliseconds": replication.clock_ahead,
+            "partitions_to_compare": len(self.identity.to_compare),
             "uptime_seconds": round(time.time() - self.started, 1),
             "partitions": len(partitions),
             "memories": sum(p.memories for p in partitions),
@@ -380,12 +371,3 @@ class Node:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _incarnation() -> str:
-    """A name that this node never had: the time, in base 36."""
-    number, text = time.time_ns() // 1_000_000, ""
-    while number:
-        number, digit = divmod(number, 36)
-        text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
-    return text

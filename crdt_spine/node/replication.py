@@ -3,7 +3,8 @@
 A lost delta, a lost acknowledgement, a node that was away, one that starts with an empty disk: all the same. A gap
 that is older than a moment (the delta may still be on its way) is pulled from the replica that announced it, page by
 page; the source's vector of the first page is joined after the last one (rule 6), so a sync that breaks off only has
-done part of the work.
+done part of the work. A node that can't believe its disk pulls a partition whole, to learn also what is not there
+(`compare`, asked for by identity.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, missing, within
 from crdt_spine.core.clock import at_milliseconds
+from crdt_spine.core.drift import ClockWatch, describe
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
@@ -66,6 +68,7 @@ class Peer(msgspec.Struct):
     announcement: Announcement
     lag: int = 0  # changes that this node has and the peer, by its word, has not
     owed: tuple[float, Vectors] | None = None  # the oldest announcement that this node has not reached yet, and when
+    ahead: int = 0  # milliseconds by which its last announcement was from the future
 
 
 class Replication:
@@ -97,9 +100,15 @@ class Replication:
         self.peers: dict[str, Peer] = {}
         self.counts: Counter[str] = Counter()
         self.heard_peer = asyncio.Event()
-        self.usurped = asyncio.Event()  # a peer knows changes of this actor that this node does not
+        self.answered: set[str] = set()  # the peers that said what they know of this node
+        self.usurped = asyncio.Event()  # one of them knows of it what its disk does not: an old copy, or another's
+        self.blank = False  # the folder was empty at the start: whatever they know is of the one before it
+        self.believed = False  # is all that is here as new as the vectors say? Else nobody must have it from here
+        self.paged = 0.0  # when the last page of a comparison came, monotonic seconds
+        self.clocks = ClockWatch(len(self.nodes) + 1)
+        self.clock_ahead = 0  # milliseconds by which the own clock is ahead (negative: behind) of most; 0: it is right
         self._behind: dict[int, tuple[str, float]] = {}  # partition -> (who has more, since when)
-        self._syncs: dict[int, asyncio.Task[None]] = {}
+        self._syncs: dict[int, asyncio.Task[bool]] = {}
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -112,12 +121,13 @@ class Replication:
             if region == self.region and node != self.node:
                 self.transport.send(self.subjects.ack(node), encode(Ack(node=self.node, actor=actor, reached=reached)))
 
-    def announce(self) -> None:
-        """Say what is durable here."""
+    def announce(self, answers: str = "") -> None:
+        """Say what is durable here; in answer to a node that starts also what that one had said to have."""
         state: NodeState = "full" if self.committer.full and self.state == "up" else self.state
         announcement = Announcement(
             node=self.node, actor=self.replica.actor, state=state, now=_now(), vectors=self.replica.durable,
-            zone=self.zone,
+            zone=self.zone, known_of=answers, known=self.replica.known_of(answers) if answers else {},
+            ahead={node: peer.ahead for node, peer in self.peers.items() if peer.ahead and self._hears(peer)},
         )  # fmt: skip
         self.transport.send(self.subjects.gossip(self.node), encode(announcement))
 
@@ -170,28 +180,34 @@ class Replication:
             for number, vector in self.replica.durable.items()
             if announcement.node in self.replica.peers[number]
         )
-        known = self.peers.get(announcement.node)
-        # Once for each start, or two nodes that start would answer each other without end.
-        news = known is None or (announcement.state == "starting" and known.announcement.state != "starting")
+        now, known = _now(), self.peers.get(announcement.node)
+        self.clocks.heard(announcement.node, announcement.now, now, announcement.ahead.get(self.node, 0))
+        if announcement.known_of == self.node:
+            self.answered.add(announcement.node)
         owed = known.owed if known is not None and known.owed is not None and not self._reached(known.owed[1]) else None
         if owed is None and not self._reached(announcement.vectors):
             owed = time.monotonic(), announcement.vectors
-        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, owed)
+        ahead = max(0, announcement.now - now)
+        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, owed, ahead)
         self.heard_peer.set()
-        own = self.replica.actor
-        if any(
-            vector.get(own, 0) > self.replica.partitions[number].vector.get(own, 0)
-            for number, vector in announcement.vectors.items()
-            if number in self.replica.partitions
-        ):
+        if not self.blank and self.replica.lost(announcement):
             self.usurped.set()
             return
+        self._answer(announcement, known)
         done, behind = self.replica.hear(announcement)
         self.on_done(done)
         for number in behind:
             self._mark_behind(number, announcement.node)
-        if news:
-            self.announce()  # who starts needs the others' vectors at once
+
+    def _answer(self, announcement: Announcement, known: Peer | None) -> None:
+        """Who starts, or has a new name, needs what the others know of it, from before they hear its new name. An
+        answer is no question, or two nodes that start would answer each other without end."""
+        renamed = known is not None and known.announcement.actor != announcement.actor
+        asks = not announcement.known_of and (announcement.state == "starting" or renamed)
+        if asks:
+            self.announce(announcement.node)
+        if known is None and (self.state == "starting" or not asks):
+            self.announce()  # it may have come up behind this node's question
 
     async def take_request(self, message: Message) -> None:
         """since(vector), one page. It leaves once everything in it is durable here."""
@@ -204,6 +220,8 @@ class Replication:
             self.counts["refused"] += 1
             return
         number = request.partition
+        if not self.believed:
+            return  # what this node has may be deleted and forgotten everywhere else; the asker will look elsewhere
         if request.upto is not None and not within(request.upto, self.replica.durable[number]):
             return  # promised by this node before it lost its disk
         upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
@@ -241,6 +259,7 @@ class Replication:
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
+                self._judge_clock()
                 self.announce()
                 self.replica.drain(_now())
                 self.committer.touch()
@@ -252,7 +271,7 @@ class Replication:
                     continue
                 if now - since >= REPAIR_GRACE_SECONDS:
                     del self._behind[number]
-                    if self._still_behind(number, source):
+                    if self._still_behind(number, source) and not self._starts(source):
                         self._start_sync(number, source)
             await asyncio.sleep(REPAIR_GRACE_SECONDS / 3)
 
@@ -268,12 +287,14 @@ class Replication:
 
     def alive(self) -> set[str]:
         """The peers heard of lately."""
-        now = time.monotonic()
         return {
-            node
-            for node, peer in self.peers.items()
-            if now - peer.heard < PEER_SILENT_SECONDS_MAX and peer.announcement.state != "stopping"
+            node for node, peer in self.peers.items() if self._hears(peer) and peer.announcement.state != "stopping"
         }
+
+    def sources(self, number: int) -> list[str]:
+        """The peers with which a partition can be compared."""
+        up = {node for node in self.alive() if self.peers[node].announcement.state == "up"}
+        return [node for node in self.replica.peers[number] if node in up]
 
     def reachable(self) -> int:
         """How many replicas can take a change now, this one among them."""
@@ -288,6 +309,13 @@ class Replication:
         durable = self.replica.durable
         return all(within(vector, durable[number]) for number, vector in vectors.items() if number in durable)
 
+    def _hears(self, peer: Peer) -> bool:
+        return time.monotonic() - peer.heard < PEER_SILENT_SECONDS_MAX
+
+    def _starts(self, node: str) -> bool:
+        """Is it not known yet whether that node's disk can be believed? It will announce when it is."""
+        return node in self.peers and self.peers[node].announcement.state == "starting"
+
     def _mark_behind(self, number: int, source: str) -> None:
         if number not in self._behind and source != self.node:
             self._behind[number] = (source, time.monotonic())
@@ -299,32 +327,45 @@ class Replication:
         peer = self.peers.get(source)
         return peer is not None and not within(peer.announcement.vectors.get(number, {}), partition.vector)
 
-    def _start_sync(self, number: int, source: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._sync(number, source))
+    async def compare(self, number: int, source: str) -> bool:
+        """Make a partition what a peer's is, and forget what is not there any more; False: it broke off."""
+        while number in self._syncs:
+            await asyncio.wait((self._syncs[number],))
+            await asyncio.sleep(0)
+        return await self._start_sync(number, source, whole=True)
+
+    def _start_sync(self, number: int, source: str, *, whole: bool = False) -> asyncio.Task[bool]:
+        task = asyncio.get_running_loop().create_task(self._sync(number, source, whole))
         self._syncs[number] = task
         task.add_done_callback(lambda _: self._syncs.pop(number, None))
+        return task
 
-    async def _sync(self, number: int, source: str) -> None:
-        """Pull a partition from a peer; whatever goes wrong, the next announcement starts it again."""
-        have: Vector = dict(self.replica.partitions[number].vector)
+    async def _sync(self, number: int, source: str, whole: bool) -> bool:
+        """Pull a partition from a peer, what is not there included if `whole`. False: it broke off; the next
+        announcement, or who wants to compare, starts it again."""
+        have: Vector = {} if whole else dict(self.replica.partitions[number].vector)
         upto: Vector | None = None
         after: str | None = None
-        self.counts["syncs"] += 1
+        self.counts["whole_syncs" if whole else "syncs"] += 1
         while True:
-            request = SyncRequest(partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX)
+            request = SyncRequest(
+                partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX, whole=whole
+            )
             try:
                 raw = await self.transport.request(self.subjects.sync(source), encode(request), PAGE_SECONDS_MAX)
                 page = _decode_page(raw)
-                if page.partition != number or (upto is not None and page.upto != upto):
+                self.paged = time.monotonic() if whole else self.paged
+                same = page.partition == number and page.whole == whole and page.after == after
+                if not same or (upto is not None and page.upto != upto):
                     raise msgspec.ValidationError("the page answers another request")
                 self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
             except (TimeoutError, NobodyListens, Disconnected) as error:
                 log.info("the sync of partition %d from %s broke off: %r", number, source, error)
-                return
+                return False
             except (*Unreadable, codec.Garbled) as error:
                 self.counts["refused"] += 1
                 log.warning("%s sent a page of partition %d that is of no use: %s", source, number, error)
-                return
+                return False
             self.counts["sync_records_taken"] += len(page.records)
             self.counts["sync_bytes_taken"] += len(raw)
             self.committer.touch()
@@ -332,8 +373,17 @@ class Replication:
             while self.store.behind() >= 1:
                 await asyncio.sleep(0.02)
             if page.next is None:
-                return
+                return True
             upto, after = page.upto, page.next
+
+    def _judge_clock(self) -> None:
+        """Is the own clock right? Say so once where it is not, and once when it is again."""
+        ahead = self.clocks.ahead(self.alive())
+        if ahead and not self.clock_ahead:
+            log.error("the clock of %s is %s: it takes no more writes", self.node, describe(ahead))
+        elif self.clock_ahead and not ahead:
+            log.warning("the clock of %s agrees with the others again", self.node)
+        self.clock_ahead = ahead
 
     def _collect(self) -> None:
         """Drop tombstones that every replica has, once late subscribers have had the time to hear of them."""

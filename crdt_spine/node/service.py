@@ -111,6 +111,7 @@ class Service:
         self.may_write = may_write
         self.status = status
         self.counts: Counter[str] = Counter()
+        self.closed = ""  # why agents are to go elsewhere with everything but questions about the node itself
         self.reads = 0
         self.waiting = 0  # operations taken and not yet answered
         self._answers: dict[str, Answers] = {}
@@ -136,7 +137,9 @@ class Service:
         token = request.token
         now = time.time_ns() // 1_000_000
         for operation in request.operations:
-            if type(operation) is Get:
+            if self.closed and not isinstance(operation, Status):
+                self._turn_away(inbox, operation)
+            elif type(operation) is Get:
                 if not self._get(inbox, operation, token, now):
                     self._park(inbox, operation, token)
             elif isinstance(operation, Store | Edit | Delete):
@@ -269,6 +272,9 @@ class Service:
         parked, self._parked = self._parked, []
         for one in parked:
             operation = one.operation
+            if self.closed:
+                self._turn_away(one.inbox, operation)
+                continue
             if isinstance(operation, Get):
                 ready = self._get(one.inbox, operation, one.token, wall)
             elif isinstance(operation, Store | Edit | Delete):
@@ -289,6 +295,11 @@ class Service:
     def _park(self, inbox: str, operation: Operation, token: Vectors, request: Request | None = None) -> None:
         self._parked.append(Parked(inbox, operation, token, request, time.monotonic() + READ_WAIT_SECONDS_MAX))
         self.committer.touch()
+
+    def _turn_away(self, inbox: str, operation: Operation) -> None:
+        """Another replica is to do it."""
+        error = "Busy" if isinstance(operation, Store | Edit | Delete) else "Behind"
+        self._answer(inbox, Result(i=operation.i, error=error, message=self.closed, outcome="not applied"))
 
     async def _refuse(self, inbox: str, result: Result, number: int) -> None:
         """A refusal tells of what is here, so that must be durable first."""

@@ -240,3 +240,35 @@ async def test_what_was_deleted_stays_away_whoever_was_away(start_cluster: Any, 
         for node in cluster.ids:
             await has_all(cluster, node, nothing)  # type: ignore[arg-type]
         assert (await spine.query(tags=[mark])).memories == []
+
+
+async def test_a_rolled_back_node_does_not_bring_back_what_was_deleted_and_forgotten(
+    start_cluster: Any, mark: str, tmp_path: Path
+) -> None:
+    """Nobody can tell it of the deletions any more: it has to see what its peers do not have."""
+    cluster = await start_cluster(node_command=forgetful_node)
+    async with cluster.spine() as spine:
+        stored = await spine.store_many({"content": f"{n}", "tags": [mark]} for n in range(200))
+        gone, stays = stored[:100], stored[100:]
+        for node in cluster.ids:
+            await has_all(cluster, node, {memory.id: memory.content for memory in stored})
+        await cluster.kill("spine-1")
+        shutil.copytree(cluster.folder / "spine-1", tmp_path / "old")
+        await cluster.bring_back("spine-1")
+        assert all(await asyncio.gather(*[spine.delete(memory.id) for memory in gone]))
+        async with asyncio.timeout(30):
+            while any([(await cluster.status(node)).get("tombstones", 1) for node in cluster.ids]):
+                await asyncio.sleep(0.1)
+        await cluster.kill("spine-1")
+        shutil.rmtree(cluster.folder / "spine-1")
+        shutil.copytree(tmp_path / "old", cluster.folder / "spine-1")
+        await cluster.bring_back("spine-1")
+        expected = {memory.id: None for memory in gone} | {memory.id: memory.content for memory in stays}
+        for node in cluster.ids:
+            await has_all(cluster, node, expected)
+        status = await cluster.status("spine-1")
+        assert (status["state"], status["partitions_to_compare"], status["problem"]) == ("up", 0, None)
+        assert status["counts"]["whole_syncs"] >= 64
+        assert {memory.id for memory in (await spine.query(tags=[mark], limit=1000)).memories} == {
+            memory.id for memory in stays
+        }

@@ -1,0 +1,184 @@
+"""Who a node is: under which name it makes dots, and whether its disk may be believed.
+
+A dot is never given twice. So before its first change a node asks every peer what they know of it (the handshake), and
+goes on under a new name, a new incarnation, when one can't be asked or when one knows what its disk does not: then the
+disk was lost, or rolled back to an old copy (`Replica.lost`).
+
+A rolled back disk has more than a name to make good. A record that it still has may be deleted, and its tombstone
+forgotten, everywhere else; no "changes since" would tell. So every partition is compared with a peer's, whole, before
+the node serves again. Which partitions are left is on the disk, in the same checkpoint as the new name: a crash in the
+middle goes on where it was. A folder that was empty at the start has nothing that could be too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.node.committer import Committer
+from crdt_spine.node.replication import SYNCS_AT_ONCE, Replication
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on what they know of it
+ASK_SECONDS = 0.3  # between two questions in the handshake
+COMPARE_SECONDS_MAX = 20.0  # without a page of any peer: nobody is there to compare with, or all were rolled back
+COMPARE_AGAIN_SECONDS = 0.5  # after an attempt that brought nothing
+SAVE_SECONDS = 5.0  # how much comparing a crash may cost
+
+
+class Identity:
+    """A node's name, and the way to a disk that can be believed. `extra` is what a checkpoint had of it (`saved`),
+    `write` writes a checkpoint; `on_serving` is told why the node must not serve from now on, and with "" that it may.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        region: str,
+        extra: dict[str, Any],
+        write: Callable[[], Awaitable[None]],
+        on_serving: Callable[[str], None],
+    ) -> None:
+        self.node = node
+        self.region = region
+        self.write = write
+        self.on_serving = on_serving
+        self.blank = "incarnation" not in extra  # the folder was empty when this process began
+        self.incarnation: str = extra.get("incarnation") or _incarnation()
+        self.to_compare: set[int] = set(extra.get("to_compare", ()))
+
+    def connect(self, replica: Replica, replication: Replication, committer: Committer) -> None:
+        """Meet the parts that need the name before they can be made."""
+        self.replica = replica
+        self.replication = replication
+        self.committer = committer
+        self.to_compare &= {number for number, peers in replica.peers.items() if peers}
+        replication.blank = self.blank
+
+    @property
+    def actor(self) -> str:
+        return actor_name(self.region, self.node, self.incarnation)
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint must have of it."""
+        left = {"to_compare": sorted(self.to_compare)} if self.to_compare else {}
+        return {"incarnation": self.incarnation, **left}
+
+    # -- at the start -----------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """A new folder's name is on the disk before anything else. Raises StorageFull."""
+        if self.blank:
+            await self.write()
+
+    async def handshake(self) -> None:
+        """Ask every peer what it knows of this node; take a new name where that is the only safe thing."""
+        replication = self.replication
+        peers = {peer for peers in self.replica.peers.values() for peer in peers}
+        deadline = time.monotonic() + HANDSHAKE_SECONDS_MAX
+        while not peers <= replication.answered and time.monotonic() < deadline:
+            replication.announce()
+            replication.heard_peer.clear()
+            again = min(time.monotonic() + ASK_SECONDS, deadline)
+            while not peers <= replication.answered and (left := again - time.monotonic()) > 0:
+                try:
+                    await asyncio.wait_for(replication.heard_peer.wait(), left)
+                except TimeoutError:
+                    break
+                replication.heard_peer.clear()
+        unheard = peers - replication.answered
+        if replication.usurped.is_set():
+            await self._rolled_back()
+        elif unheard and not self.blank:
+            await self._reincarnate(f"not heard: {', '.join(sorted(unheard))}")
+
+    async def run(self) -> None:
+        """Compare what is left to be compared, then serve; stop and do it over when a peer turns out to know more of
+        this node than its disk. Until cancelled. Raises StorageFull."""
+        while True:
+            if self.to_compare:
+                await self._compare()
+                self.on_serving("")
+            await self.replication.usurped.wait()
+            await self._rolled_back()
+
+    # -- a new name -------------------------------------------------------------------------------------------------
+
+    async def _rolled_back(self) -> None:
+        self.to_compare = {number for number, peers in self.replica.peers.items() if peers}
+        self.on_serving(self.problem)
+        await self._reincarnate("a peer knows of it what its disk does not: the disk was lost or rolled back")
+
+    async def _reincarnate(self, reason: str) -> None:
+        """The new name is on the disk before its first dot."""
+        await self.committer.barrier()
+        old, self.incarnation = self.actor, _incarnation()
+        await self.write()
+        self.replica.actor = self.actor
+        self.replication.usurped.clear()
+        log.warning("%s goes on as %s: %s", old, self.actor, reason)
+        self.replication.announce()
+
+    # -- a disk that can be believed --------------------------------------------------------------------------------
+
+    @property
+    def problem(self) -> str:
+        """Why this node does not serve; empty where it does."""
+        if not self.to_compare:
+            return ""
+        return (
+            f"node {self.node} was rolled back to an old copy of its disk; it compares its partitions with its peers' "
+            f"before it serves: {len(self.to_compare)} are left"
+        )
+
+    async def _compare(self) -> None:
+        """Compare all of `to_compare`, a few at a time, with peers that can be believed; go on without where there is
+        none for too long."""
+        replication = self.replication
+        log.warning("%s", self.problem)
+        left = deque(sorted(self.to_compare))
+        started = saved = time.monotonic()
+        while left:
+            some = [left.popleft() for _ in range(min(SYNCS_AT_ONCE, len(left)))]
+            compared = await asyncio.gather(*[self._compare_one(number) for number in some])
+            self.to_compare -= {number for number, done in zip(some, compared, strict=True) if done}
+            left += [number for number, done in zip(some, compared, strict=True) if not done]
+            now = time.monotonic()
+            if left and now - max(started, replication.paged) >= COMPARE_SECONDS_MAX:
+                log.warning(
+                    "no peer could be compared with for %g s: %s goes on with %d partitions as its disk has them; what "
+                    "was deleted and forgotten elsewhere since then may come back",
+                    COMPARE_SECONDS_MAX, self.actor, len(left),
+                )  # fmt: skip
+                replication.counts["partitions_not_compared"] += len(left)
+                break
+            if left and now - saved >= SAVE_SECONDS:
+                await self.write()
+                saved = now
+            if not any(compared):
+                await asyncio.sleep(COMPARE_AGAIN_SECONDS)
+        self.to_compare.clear()
+        await self.committer.barrier()
+        await self.write()
+        replication.usurped.clear()  # whoever said so meanwhile spoke of the disk as it was
+
+    async def _compare_one(self, number: int) -> bool:
+        sources = self.replication.sources(number)
+        return bool(sources) and await self.replication.compare(number, random.choice(sources))
+
+
+def _incarnation() -> str:
+    """A name that this node never had: the time, in base 36."""
+    number, text = time.time_ns() // 1_000_000, ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
+    return text

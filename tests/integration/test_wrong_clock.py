@@ -1,0 +1,69 @@
+"""A node whose clock is wrong takes no writes, says why, and goes on by itself once its clock is right."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crdt_spine.core.messages import Store
+from crdt_spine.errors import SpineError
+from crdt_spine.supervisor.supervisor import node_command
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("wrong-clock")]
+
+SECONDS_MAX = 30
+
+
+def skewed_node(id: str, config: Path, folder: Path, url: str) -> list[str]:
+    """A node whose clock is off by as many seconds as the name of a file in its folder says: `clock=-3`."""
+    program = (
+        "import sys, time, pathlib, threading; right = time.time_ns; off = [0];"
+        f"folder = pathlib.Path({str(folder)!r})\n"
+        "def look():\n"
+        "    while True:\n"
+        "        off[0] = sum(int(file.name[6:]) for file in folder.glob('clock=*'))\n"
+        "        time.sleep(0.05)\n"
+        "threading.Thread(target=look, daemon=True).start()\n"
+        "time.time_ns = lambda: right() + off[0] * 1_000_000_000\n"
+        "from crdt_spine.cli.main import main; sys.exit(main())"
+    )
+    return [sys.executable, "-c", program, *node_command(id, config, folder, url)[3:]]
+
+
+async def problem(cluster: Any, node: str, said: bool) -> dict[str, Any]:
+    """Wait until a node says that its clock is wrong, or no longer does; its report."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            status: dict[str, Any] = await cluster.status(node)
+            if status["state"] == "up" and ("its clock is" in (status["problem"] or "")) is said:
+                return status
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3, "ahead of"), (-3, "behind")])
+async def test_a_node_whose_clock_is_wrong_takes_no_writes_until_it_is_right(
+    start_cluster: Any, seconds: int, words: str
+) -> None:
+    cluster = await start_cluster(node_command=skewed_node)
+    async with cluster.spine() as spine:
+        await spine.store("all is well")
+        wrong = cluster.folder / "spine-3" / f"clock={seconds}"
+        wrong.touch()
+        status = await problem(cluster, "spine-3", True)
+        assert words in status["problem"]
+        assert 500 < status["clock_ahead_milliseconds"] * (1 if seconds > 0 else -1) <= 3_500
+        with pytest.raises(SpineError, match=f"the clock of node spine-3 is .* {words}"):
+            await cluster.run_at("spine-3", Store, id=uuid.uuid4().hex, content="not taken", timeout=1.0)
+        assert len(await spine.store_many({"content": f"{n}"} for n in range(50))) == 50, "the others take them"
+        for node in ("spine-1", "spine-2"):
+            assert (await cluster.status(node))["problem"] is None, "it is one against two"
+        wrong.unlink()
+        await problem(cluster, "spine-3", False)
+        await cluster.run_at("spine-3", Store, id=uuid.uuid4().hex, content="taken", timeout=10.0)
+    log = (cluster.folder / "spine-3" / "node.log").read_text(encoding="utf-8")
+    assert log.count("the clock of spine-3 is") == log.count("agrees with the others again") == 1
