@@ -6,13 +6,21 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from crdt_spine.config import ClusterConfig, load
 from crdt_spine.core.messages import Hello, NodeInfo
 from crdt_spine.errors import ConfigError, ConnectionFailed
+from crdt_spine.http.address import listen, url_of
+from crdt_spine.http.listener import Listener
+from crdt_spine.http.pages import Pages
 from crdt_spine.node.node import Node
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
@@ -33,7 +41,11 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        hello = hello_of(load(config), id)
+        cluster = load(config)
+        hello = hello_of(cluster, id)
+        me = next(node for node in cluster.nodes if node.id == id)
+        sockets = listen(me.host, me.port, f"give node {id} another port in {config}")  # before anything is written
+        urls = {node.id: url_of(node.host, node.port) for node in cluster.nodes}
         data.parent.mkdir(parents=True, exist_ok=True)
         engine = SqliteEngine.open(data)
         try:
@@ -43,7 +55,7 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
         except ImportError:
             runner = asyncio.Runner()
         with runner:
-            return runner.run(_serve(hello, id, engine, server))
+            return runner.run(_serve(hello, id, engine, server, sockets, urls))
     except (ConfigError, StorageFull, StorageUnusable, OSError) as error:
         print(f"node {id}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
@@ -69,14 +81,50 @@ def hello_of(config: ClusterConfig, id: str) -> Hello:
     )
 
 
-async def _serve(hello: Hello, id: str, engine: SqliteEngine, server: str) -> int:
+class _Front:
+    """What the HTTP listener is told of the node, which is not there yet when the listener begins."""
+
+    def __init__(self, id: str, zone: str | None) -> None:
+        self.node: Node | None = None
+        self._id = id
+        self._zone = zone
+
+    def state(self) -> str:
+        return "starting" if self.node is None else self.node.state
+
+    async def report(self) -> bytes:
+        if self.node is not None:
+            return bytes(await self.node.status())
+        return msgspec.json.encode({"id": self._id, "state": self.state(), "zone": self._zone, "pid": os.getpid()})
+
+
+async def _serve(
+    hello: Hello,
+    id: str,
+    engine: SqliteEngine,
+    server: str,
+    sockets: Sequence[socket.socket],
+    urls: Mapping[str, str],
+) -> int:
+    """Answer over HTTP from here on, also while the broker is not there and the node recovers."""
+    front = _Front(id, next(node.zone for node in hello.nodes if node.id == id))
+    listener = Listener(sockets, Pages(id, front.state, front.report, urls).answer)
+    await listener.start()
+    try:
+        log.info("node %s shows its state at %s", id, urls[id])
+        return await _serve_node(hello, id, engine, server, front)
+    finally:
+        listener.close()
+
+
+async def _serve_node(hello: Hello, id: str, engine: SqliteEngine, server: str, front: _Front) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     transport = await NatsTransport.connect(server, f"spine node {id}", BROKER_SECONDS_MAX)
     zone = next(node.zone for node in hello.nodes if node.id == id)
-    node = Node(id, hello, engine, transport, zone=zone)
+    front.node = node = Node(id, hello, engine, transport, zone=zone)
     stopping = asyncio.create_task(stop.wait())
     closed = asyncio.create_task(transport.closed.wait())
     try:

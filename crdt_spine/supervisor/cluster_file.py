@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import msgspec
 import yaml
 
 from crdt_spine.errors import ConfigError
+from crdt_spine.http.address import url_of
 from crdt_spine.limits import EMBEDDED_NODES_MAX
+from crdt_spine.supervisor.ports import Ports
 
 CLUSTER_FILE = "cluster.yaml"
 CLUSTER_NAME = "spine"
@@ -34,6 +36,11 @@ class NodeAddress(msgspec.Struct, frozen=True):
     host: str
     port: int
 
+    @property
+    def url(self) -> str:
+        """What a browser is given."""
+        return url_of(self.host, self.port)
+
 
 class ClusterFile(msgspec.Struct, frozen=True):
     """What a supervisor needs to know of the file."""
@@ -44,17 +51,20 @@ class ClusterFile(msgspec.Struct, frozen=True):
     nodes: tuple[NodeAddress, ...]
 
 
-def open_cluster_file(folder: Path, nodes: int | None, http_port: int | None, region: str | None) -> ClusterFile:
+def open_cluster_file(
+    folder: Path, nodes: int | None, http_port: int | None, region: str | None, ports: Ports
+) -> ClusterFile:
     """Read the folder's cluster.yaml, or write it: `nodes` (else 1) nodes in `region` (else "local").
 
-    `http_port` is the first node's, the others' follow; None is what the file has (else 8788), 0 are free ones. Raises
-    ConfigError: a value is out of range; the file is unusable; it has another number of nodes or another region.
+    `http_port` is the first node's, the others' follow; None is what the file has (else 8788), 0 are free ones. `ports`
+    then holds them. Raises ConfigError: a value is out of range; the file is unusable; it has another number of nodes
+    or another region; a port is in use. Then nothing was written.
     """
     _check_arguments(nodes, http_port, region)
     path = folder / CLUSTER_FILE
     if not path.exists():
-        count = nodes or 1
-        document = _new(_ports(count, HTTP_PORT if http_port is None else http_port), region or REGION)
+        wanted = _following([HOST] * (nodes or 1), HTTP_PORT if http_port is None else http_port)
+        document = _new(ports.take(wanted), region or REGION)
         _write(path, document)
         return _understood(path, document)
     document = _read(path)
@@ -70,9 +80,10 @@ def open_cluster_file(folder: Path, nodes: int | None, http_port: int | None, re
             f"{folder} was created in the region {found.region}, not {region}: leave --region out, or choose another"
             " --data folder"
         )
-    if http_port is None or _serves(found, http_port):
+    taken = _take(found, http_port, ports)
+    if taken == [node.port for node in found.nodes]:
         return found
-    for node, port in zip(document["cluster"]["nodes"], _ports(len(found.nodes), http_port), strict=True):
+    for node, port in zip(document["cluster"]["nodes"], taken, strict=True):
         node["port"] = port
     _write(path, document)
     return _understood(path, document)
@@ -87,31 +98,21 @@ def _check_arguments(nodes: int | None, http_port: int | None, region: str | Non
         raise ConfigError(f"--region {region!r} is not made of letters, digits, - and _ (63 at most)")
 
 
-def _serves(found: ClusterFile, http_port: int) -> bool:
-    """Can the ports stay as they are?"""
-    ports = [node.port for node in found.nodes]
+def _take(found: ClusterFile, http_port: int | None, ports: Ports) -> list[int]:
+    """The ports of the file's nodes from now on: as they are, where that is wanted, or will do."""
+    wanted = _following([node.host for node in found.nodes], http_port or 0)
     if http_port:
-        return ports == [http_port + index for index in range(len(ports))]
-    return all(_is_free(port) for port in ports)
-
-
-def _ports(count: int, first: int) -> list[int]:
-    if first:
-        return [first + index for index in range(count)]
-    probes = [socket.create_server((HOST, 0)) for _ in range(count)]  # all at once, so that they differ
+        return ports.take(wanted)
     try:
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        return ports.take([(node.host, node.port) for node in found.nodes])
+    except ConfigError:
+        if http_port is None:
+            raise
+        return ports.take(wanted)
 
 
-def _is_free(port: int) -> bool:
-    try:
-        socket.create_server((HOST, port)).close()
-    except OSError:
-        return False
-    return True
+def _following(hosts: Sequence[str], first: int) -> list[tuple[str, int]]:
+    return [(host, first + index if first else 0) for index, host in enumerate(hosts)]
 
 
 def _new(ports: list[int], region: str) -> dict[str, Any]:

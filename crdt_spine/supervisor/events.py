@@ -54,9 +54,10 @@ class ChildFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class SpineReady(msgspec.Struct, frozen=True, tag=True):
-    """Everything serves for the first time; agents connect to `url`."""
+    """Everything serves for the first time; agents connect to `url`. `http`: the nodes' HTTP listeners, by id."""
 
     url: str
+    http: dict[str, str]
 
 
 Event = ChildStarted | ChildReady | ChildDied | ChildFailed | SpineReady

@@ -25,6 +25,7 @@ from crdt_spine.errors import ConnectionFailed, InvalidInput
 from crdt_spine.supervisor.cluster_file import ClusterFile, open_cluster_file
 from crdt_spine.supervisor.events import Event, Listener, SpineReady
 from crdt_spine.supervisor.keeper import ChildStatus, Keeper, RestartPolicy
+from crdt_spine.supervisor.ports import Ports
 from crdt_spine.supervisor.service import BrokerLauncher, ServiceLauncher, ServiceSpec
 
 LOCK_FILE = "supervisor.lock"
@@ -71,6 +72,7 @@ class Supervisor:
         self._node_command = node_command
         self._executable = executable
         self._lock: FolderLock | None = None
+        self._ports = Ports()
         self._broker: Keeper | None = None
         self._beside: dict[str, Keeper] = {}  # nodes and services
         self._node_policy = RestartPolicy()
@@ -83,7 +85,7 @@ class Supervisor:
     async def start(self) -> None:
         """Start everything and wait until all of it serves; when that fails, stop what was started.
 
-        Raises ConfigError: the folder is in use, not writable or of another shape, the port is taken, nats-server is
+        Raises ConfigError: the folder is in use, not writable or of another shape, a port is taken, nats-server is
         missing. Raises ConnectionFailed: the broker or a node ended or did not serve in time; or `stop` was called.
         """
         assert self._starting is None, "a supervisor is started once"
@@ -105,7 +107,7 @@ class Supervisor:
     async def _start(self) -> None:
         prepare_folder(self.folder)
         self._lock = await FolderLock.acquire(self.folder, LOCK_FILE)
-        self.cluster = open_cluster_file(self.folder, *self._wanted)
+        self.cluster = open_cluster_file(self.folder, *self._wanted, self._ports)
         keep_open = (self._lock.fileno(),)
         broker = BrokerLauncher(self.folder / "broker", self._nats_port, keep_open, self._executable)
         self._broker = Keeper(broker, RestartPolicy(), self._tell)
@@ -120,7 +122,7 @@ class Supervisor:
         await _all(keeper.start() for keeper in self._beside.values())
         for keeper in self._beside.values():
             self._keep(keeper)
-        self._tell(SpineReady(self.url))
+        self._tell(SpineReady(self.url, {node.id: node.url for node in self.cluster.nodes}))
 
     def _node_specs(self, cluster: ClusterFile) -> list[ServiceSpec]:
         def spec(id: str) -> ServiceSpec:
@@ -164,6 +166,7 @@ class Supervisor:
             if self._broker is not None:
                 await self._broker.stop()
         finally:
+            self._ports.release()
             if self._lock is not None:
                 self._lock.release()
 

@@ -88,7 +88,9 @@ async def test_broker_and_nodes_come_up_in_order_and_stopping_leaves_no_process(
     told = [described(event) for event in events]
     assert told[:2] == [("ChildStarted", "broker"), ("ChildReady", "broker")]
     assert sorted(told[2:-1]) == sorted((k, f"spine-{n}") for k in ("ChildStarted", "ChildReady") for n in (1, 2, 3))
-    assert events[-1] == SpineReady(supervisor.url)
+    assert supervisor.cluster is not None
+    pages = {node.id: f"http://127.0.0.1:{node.port}" for node in supervisor.cluster.nodes}
+    assert events[-1] == SpineReady(supervisor.url, pages)
     assert f"connecting to {supervisor.url}" in (tmp_path / "spine-2" / "node.log").read_text()
 
     running = pids(supervisor)
