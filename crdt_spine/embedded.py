@@ -31,6 +31,8 @@ async def open_session(path: str | Path, agent: str) -> tuple[Session, Callable[
         engine = SqliteEngine.open(path)
     except StorageUnusable as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:  # a name that the file system does not take, say
+        raise ConfigError(f"{path} can't be used: {error.strerror}; choose another path") from error
     transport = LocalTransport()
     node = Node("embedded", _HELLO, engine, transport)
     try:

@@ -106,7 +106,8 @@ class FieldMap:
                     continue
                 if field in metadata:
                     raise InvalidInput(
-                        f"the field {field!r} is also a key of metadata; map one of them, or keep only what is mapped"
+                        f"the field {validation.shown(field)} is also a key of metadata; map one of them, or keep only "
+                        "what is mapped"
                     )
                 metadata[field] = value
         return validation.metadata(metadata)
@@ -115,7 +116,7 @@ class FieldMap:
         source = self.sources.get("content", "content")
         if source in record:
             return f"the content, field {source!r}, is null"
-        fields = ", ".join(list(record)[:20]) or "none"
+        fields = ", ".join(field if len(field) <= 80 else f"{field[:79]}…" for field in list(record)[:20]) or "none"
         return f"there is no content: no field {source!r}; the fields are {fields} (map one: content=FIELD)"
 
 
@@ -170,13 +171,14 @@ def _time(name: str, value: object) -> datetime:
             moment = datetime.fromisoformat(value)
         except ValueError:
             raise InvalidInput(
-                f"{name} must be an ISO 8601 time such as 2026-01-31T12:00:00Z or seconds since 1970, not {value!r}"
+                f"{name} must be an ISO 8601 time such as 2026-01-31T12:00:00Z or seconds since 1970, "
+                f"not {validation.shown(value)}"
             ) from None
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not 0 <= value <= _EPOCH_SECONDS_MAX:
             hint = "; it looks like milliseconds" if value > _EPOCH_SECONDS_MAX else ""
-            raise InvalidInput(f"{name} must be seconds since 1970, not {value!r}{hint}")
+            raise InvalidInput(f"{name} must be seconds since 1970, not {validation.shown(value)}{hint}")
         moment = datetime.fromtimestamp(value, UTC)
     else:
         raise InvalidInput(f"{name} must be an ISO 8601 time or seconds since 1970, not {_kind(value)}")

@@ -73,6 +73,15 @@ PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this l
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way
 CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500
 
+# -- a node's HTTP listener --------------------------------------------------------------------------------------
+HTTP_HEAD_BYTES_MAX: Final = 16 * 1024  # a request's line and headers; browsers and proxies stay below 8 KiB
+HTTP_BODY_BYTES_MAX: Final = 16 * 1024  # read and thrown away: nothing that is served takes a body
+HTTP_CONNECTIONS_MAX: Final = 128  # at once; each costs a few KiB and an open file
+HTTP_REQUEST_SECONDS_MAX: Final = 10.0  # from a request's first byte, or the connection's beginning, to its last byte
+HTTP_IDLE_SECONDS_MAX: Final = 75.0  # between requests; longer than a minute, at which many monitors ask again
+HTTP_YIELD_SECONDS_MIN: Final = 1.0  # who waits longer for its client gives way to a newcomer when there are too many
+HTTP_LINGER_SECONDS: Final = 1.0  # for a refused client to read why, before its connection is reset
+
 # -- processes that `spine up` starts and keeps ------------------------------------------------------------------
 EMBEDDED_NODES_MAX: Final = 32  # on one machine; each is a process with its own caches
 FOLDER_LOCK_SECONDS_MAX: Final = 1.0  # a killed predecessor's children need milliseconds to be gone

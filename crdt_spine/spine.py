@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -45,6 +45,7 @@ from crdt_spine.transport.nats import NatsTransport, check_url
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
+_ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest", "relevance")
 
 
 class Spine:
@@ -173,7 +174,9 @@ class Spine:
             if not isinstance(one, Mapping):
                 raise InvalidInput(f"memory {index}: must be a mapping, not {type(one).__name__}")
             if unknown := [key for key in one if key not in _STORE_KEYS]:
-                raise InvalidInput(f"memory {index}: unknown {unknown[0]!r}; there are {', '.join(_STORE_KEYS)}")
+                raise InvalidInput(
+                    f"memory {index}: unknown {validation.shown(unknown[0])}; there are {', '.join(_STORE_KEYS)}"
+                )
             if "content" not in one:
                 raise InvalidInput(f"memory {index}: content is missing")
             try:
@@ -258,11 +261,13 @@ class Spine:
         `since` (inclusive) and `until` (exclusive) are creation times. `text`: words, by their stem; ordered by time,
         a memory must have all of them; ordered by relevance, the more and the rarer words it has the earlier it comes.
         A page may be shorter than `limit` where memories are large; its cursor is None only at the end, stays valid
-        while others write, and never shows a memory twice. Raises InvalidInput, StaleToken, ConnectionFailed.
+        while others write, and never shows a memory twice. It goes with the same conditions and order; `limit`, `since`
+        and `until` may be others. Raises InvalidInput, StaleToken, ConnectionFailed.
         """
         session = self._live
-        if order not in ("newest", "oldest", "relevance"):
-            raise InvalidInput(f"order must be newest, oldest or relevance, not {order!r}")
+        if order not in _ORDERS:
+            raise InvalidInput(f"order must be newest, oldest or relevance, not {validation.shown(order)}")
+        order = _ORDERS[_ORDERS.index(order)]  # a plain str, whatever was equal to it: the encoder takes nothing else
         if order == "relevance" and text is None:
             raise InvalidInput("order='relevance' needs text")
         selection = Selection(
@@ -277,7 +282,7 @@ class Spine:
         )
         words = None if text is None else validation.text("text", text, QUERY_TEXT_BYTES_MAX)
         wanted = validation.limit(limit)
-        which = zlib.crc32(msgspec.json.encode([selection, order, words]))
+        which = _query_number(selection, order, words)
         place = Cursor(which, None, ()) if cursor is None else cursor_of(cursor, which)
         use_token = self._with_token(consistency)
 
@@ -431,6 +436,16 @@ def _stored(operation: Store, result: Result, agent: str) -> Memory:
         importance=operation.importance,
         expires_at=None if operation.expires is None else moment(operation.expires),
     )
+
+
+def _query_number(selection: Selection, order: str, words: str | None) -> int:
+    """Which query a cursor belongs to: the same for the same conditions, in whatever order a set or a dict has them.
+
+    Without the times: "the last two hours" begins later on every page, and a cursor goes on there all the same.
+    """
+    tags = [sorted(some) for some in (selection.tags, selection.any_tags, selection.not_tags)]
+    same = [tags, selection.agent, selection.thread, selection.metadata, order, words]
+    return zlib.crc32(msgspec.json.encode(same, order="deterministic"))
 
 
 def _now() -> int:

@@ -104,7 +104,7 @@ def metadata(value: object, *, removals: bool = False) -> dict[str, Any]:
 def importance(value: object) -> float:
     """A number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InvalidInput(f"importance must be a number from 0 to 1, not {value!r}")
+        raise InvalidInput(f"importance must be a number from 0 to 1, not {shown(value)}")
     return float(value)
 
 
@@ -112,12 +112,12 @@ def ttl_milliseconds(value: object) -> int | None:
     """A time to live in seconds, as milliseconds; None: for ever."""
     if value is None:
         return None
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or not 0 < value <= limits.TTL_SECONDS_MAX:  # type: ignore[operator]
+    # Compared as it is: as a float, an int may be too large; NaN and infinity are not between any two numbers.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= limits.TTL_SECONDS_MAX:
         raise InvalidInput(
-            f"ttl must be a number of seconds above 0 and up to {limits.TTL_SECONDS_MAX:,}, not {value!r}"
+            f"ttl must be a number of seconds above 0 and up to {limits.TTL_SECONDS_MAX:,}, not {shown(value)}"
         )
-    return max(1, int(value * 1000))  # type: ignore[operator]
+    return max(1, int(value * 1000))
 
 
 def time(name: str, value: object) -> int | None:
@@ -128,7 +128,9 @@ def time(name: str, value: object) -> int | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise InvalidInput(f"{name} must be an ISO 8601 time such as 2026-01-31T12:00:00Z, not {value!r}") from None
+            raise InvalidInput(
+                f"{name} must be an ISO 8601 time such as 2026-01-31T12:00:00Z, not {shown(value)}"
+            ) from None
     if not isinstance(value, datetime):
         raise InvalidInput(f"{name} must be a datetime, not {_kind(value)}")
     if value.tzinfo is None:
@@ -164,23 +166,33 @@ def consistency(value: object) -> Consistency | None:
         return Consistency(value)  # type: ignore[arg-type]
     except ValueError:
         levels = ", ".join(level.value for level in Consistency)
-        raise InvalidInput(f"consistency must be one of {levels}; not {value!r}") from None
+        raise InvalidInput(f"consistency must be one of {levels}; not {shown(value)}") from None
 
 
 def limit(value: object) -> int:
     """How many memories a page may have."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limits.QUERY_LIMIT_MAX:
-        raise InvalidInput(f"limit must be a whole number from 1 to {limits.QUERY_LIMIT_MAX:,}, not {value!r}")
-    return value
+        raise InvalidInput(f"limit must be a whole number from 1 to {limits.QUERY_LIMIT_MAX:,}, not {shown(value)}")
+    return int(value)  # of a subclass, too: the encoder takes nothing else
 
 
 def seconds(name: str, value: object) -> float:
     """A time to wait."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 86_400:
-        raise InvalidInput(f"{name} must be a number of seconds above 0, not {value!r}")
+        raise InvalidInput(f"{name} must be a number of seconds above 0 and below 86,400, not {shown(value)}")
     return float(value)
 
 
+def shown(value: object) -> str:
+    """A value in an error's message: recognisable, and short however large it is."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of too many digits, or a class whose repr fails
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[: _SHOWN_CHARACTERS_MAX - 1]}…"
+
+
+_SHOWN_CHARACTERS_MAX = 80
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -195,7 +207,7 @@ def _json_value(name: str, value: object, depth: int) -> Any:
             return text(name, value, limits.METADATA_BYTES_MAX, empty=True)
         case int():
             if not -(1 << 63) <= value < 1 << 63:
-                raise InvalidInput(f"{name} is {value}; whole numbers must fit 64 bits")
+                raise InvalidInput(f"{name} is {shown(value)}; whole numbers must fit 64 bits")
             return int(value)
         case float():
             if not math.isfinite(value):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from crdt_spine.cli import outcome
 from crdt_spine.cli.options import inherited, json_option
-from crdt_spine.cli.output import emit
+from crdt_spine.cli.output import emit, representable
+from crdt_spine.cli.values import Place
 
 
 @click.group()
@@ -18,7 +20,7 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place(path_type=Path))
 @json_option
 def check(file: Path, as_json: bool) -> int:
     """Validate the cluster.yaml in FILE: every problem with its line, key and reason."""
@@ -26,7 +28,8 @@ def check(file: Path, as_json: bool) -> int:
 
     found = problems(file)
     if inherited(click.get_current_context(), "as_json", as_json):
-        emit({"file": str(file), "valid": not found, "problems": [msgspec.structs.asdict(one) for one in found]})
+        listed = [{key: _in_json(value) for key, value in msgspec.structs.asdict(one).items()} for one in found]
+        emit({"file": _in_json(str(file)), "valid": not found, "problems": listed})
     elif found:
         for one in found:
             click.echo(str(one), err=True)
@@ -35,3 +38,7 @@ def check(file: Path, as_json: bool) -> int:
         cluster = load(file)
         click.echo(f"{file} is valid: cluster {cluster.name}, {len(cluster.nodes)} nodes")
     return outcome.FAILED if found else outcome.DONE
+
+
+def _in_json(value: Any) -> Any:
+    return representable(value) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ import click
 
 from crdt_spine.cli.options import Common, connected
 from crdt_spine.cli.output import emit, memory_document, printable
-from crdt_spine.cli.values import duration_of, metadata_of
+from crdt_spine.cli.values import Place, duration_of, metadata_of
 from crdt_spine.errors import InvalidInput, NotFound
 from crdt_spine.limits import CONTENT_BYTES_MAX
 from crdt_spine.memory import Memory
@@ -24,7 +24,7 @@ _metadata_option = click.option(
 
 @click.command()
 @click.argument("text", required=False)
-@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), help="The content from a file; - is stdin.")
+@click.option("--file", type=Place(dir_okay=False, path_type=Path), help="The content from a file; - is stdin.")
 @click.option("--id", help="One of your own; a memory that has it is replaced. Else one is made.")
 @click.option("--tag", "tags", multiple=True, help="Repeatable.")
 @_metadata_option

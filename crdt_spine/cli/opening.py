@@ -41,6 +41,8 @@ async def opened(common: Common, *, creates: bool = False) -> AsyncIterator[Spin
     validation.seconds("timeout", common.timeout)
     session = None if common.session is None else Path(common.session)
     token = None if session is None else _read(session)
+    if session is not None:
+        _check_writable(session)
     spine = _spine(common, token, creates)
     # Connecting has a limit of its own; only a shorter one is to be kept here.
     limit = common.timeout if common.timeout < CONNECT_SECONDS_MAX and common.path is None else None
@@ -58,11 +60,14 @@ async def opened(common: Common, *, creates: bool = False) -> AsyncIterator[Spin
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file's content, all of it or nothing. Raises OSError."""
+    """Replace a file's content, all of it or nothing. Raises OSError naming it."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         new.write_bytes(data)
         new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -77,6 +82,15 @@ def _spine(common: Common, token: str | None, creates: bool) -> Spine:
     if not creates and common.path != ":memory:" and not Path(common.path).exists():
         raise InvalidInput(f"there is no database at {common.path}; `spine store` and `spine import` create one")
     return Spine.open(common.path, agent=common.agent, consistency=common.consistency, token=token)
+
+
+def _check_writable(session: Path) -> None:
+    """Before anything is done: afterwards a write would be made, and told as failed. Raises InvalidInput."""
+    folder = session.parent
+    if not folder.is_dir():
+        raise InvalidInput(f"--session {session}: there is no folder {folder}; make it, or choose another file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidInput(f"--session {session}: the folder {folder} can't be written to; choose another file")
 
 
 def _read(session: Path) -> str | None:

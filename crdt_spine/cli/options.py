@@ -17,7 +17,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from crdt_spine.cli.values import duration_of, metadata_of, moment_of
+from crdt_spine.cli.values import Place, duration_of, metadata_of, moment_of
 from crdt_spine.limits import OPERATION_SECONDS_MAX
 from crdt_spine.memory import Consistency
 
@@ -56,7 +56,7 @@ _CONNECTION: Final = (
                  callback=duration_of, help="For each operation, retries included."),
     click.option("--consistency", type=click.Choice([level.value for level in Consistency]),
                  help="How fresh; else the cluster's default."),
-    click.option("--session", metavar="FILE", envvar="SPINE_SESSION", show_envvar=True,
+    click.option("--session", type=Place(), metavar="FILE", envvar="SPINE_SESSION", show_envvar=True,
                  help="Carries what was written and read from one command to the next: this one sees at least that."),
     json_option,
 )  # fmt: skip

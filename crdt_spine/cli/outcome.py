@@ -16,6 +16,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from crdt_spine.cli.output import printable, representable
 from crdt_spine.errors import (
     ConnectionFailed,
     InvalidInput,
@@ -61,12 +62,13 @@ def error_line(error: Exception, *, as_json: bool, **more: Any) -> str:
     """The error as one line; `more` (a line's number, a file) goes into the object, and in front of the text."""
     message = _message(error)
     if as_json:
-        document: dict[str, Any] = {"error": _class(error), "message": message, **more}
+        document: dict[str, Any] = {"error": _class(error), "message": representable(message), **more}
         if isinstance(error, QuorumFailed):
             document |= {"outcome": error.outcome, "acks": error.acks, "needed": error.needed}
         return msgspec.json.encode(document).decode()
     place = "".join(f"{name} {value}: " for name, value in more.items())
-    return f"{click.style('error:', fg='red', bold=True)} {place}{message}"
+    # A field's name in an imported file, say, may have what a terminal would obey.
+    return f"{click.style('error:', fg='red', bold=True)} {place}{printable(message)}"
 
 
 def report(error: Exception, *, as_json: bool, **more: Any) -> int:

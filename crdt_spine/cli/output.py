@@ -44,6 +44,11 @@ def emit_bytes(line: bytes) -> None:
     click.echo(line)
 
 
+def representable(text: str) -> str:
+    """The text without what UTF-8, and with it JSON, can't say: the bytes of a file's name that are no text."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def printable(text: str) -> str:
     """The text without anything that a terminal would obey; newlines and tabs stay."""
     return text.translate(_SYMBOLS)

@@ -15,6 +15,8 @@ import click
 import msgspec
 
 from crdt_spine.cli.options import inherited, json_option, server_option
+from crdt_spine.cli.output import representable
+from crdt_spine.cli.values import Place
 from crdt_spine.limits import EMBEDDED_NODES_MAX
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ PORT_MAX: Final = 65_535
 @click.option("--nodes", type=click.IntRange(1, EMBEDDED_NODES_MAX), help="What the data folder has; 1 in a new one.")
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Place(file_okay=False, path_type=Path),
     default=DATA,
     show_default=True,
     help="The folder that keeps everything.",
@@ -54,7 +56,12 @@ def up(
     """
     from crdt_spine.supervisor import Supervisor
 
-    as_json = inherited(click.get_current_context(), "as_json", as_json)
+    context = click.get_current_context()
+    folder = str(data.absolute())
+    if representable(folder) != folder:
+        message = f"{representable(folder)} is no UTF-8; the broker's configuration can't name it"
+        raise click.BadParameter(message, context, param_hint="'--data'")
+    as_json = inherited(context, "as_json", as_json)
     listener = _tell_json if as_json else _tell
     supervisor = Supervisor(
         data, nodes=nodes, nats_port=nats_port, http_port=http_port, region=region, on_event=_undisturbed(listener)
@@ -65,9 +72,9 @@ def up(
 
 
 @click.command(short_help="Run one node against a broker that runs already.")
-@click.option("--config", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The cluster.yaml.")
+@click.option("--config", required=True, type=Place(dir_okay=False, path_type=Path), help="The cluster.yaml.")
 @click.option("--id", required=True, help="Which of its nodes this is.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="The folder that keeps its memories.")
+@click.option("--data", required=True, type=Place(path_type=Path), help="The folder that keeps its memories.")
 @server_option
 def node(config: Path, id: str, data: Path, server: str) -> int:
     """Run one node of a cluster against a broker that runs already, until SIGINT or SIGTERM.
@@ -129,7 +136,9 @@ def _tell(event: Event) -> None:
             _say(f"{name} died ({event.ending}){_again(pause)}")
         case ChildFailed(name=name, reason=reason, restart_seconds=pause):
             _say(f"{name} could not be started: {reason}{_again(pause)}")
-        case SpineReady(url=url):
+        case SpineReady(url=url, http=http):
+            for node_id, page in http.items():
+                _say(f"{node_id} shows its state at {page}")
             click.echo(f"ready {url}")
             sys.stdout.flush()
 

@@ -15,12 +15,13 @@ import click
 
 from crdt_spine.cli import outcome
 from crdt_spine.cli.options import Common, connected, query_options
-from crdt_spine.cli.output import emit
+from crdt_spine.cli.output import emit, representable
+from crdt_spine.cli.values import Place
 from crdt_spine.limits import IMPORT_LINE_BYTES_MAX, QUERY_LIMIT_MAX
 
 
 @click.command("import", short_help="Store every line of FILE (JSON lines) as a memory.")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, readable=True))
+@click.argument("file", type=Place(exists=True, dir_okay=False, allow_dash=True, readable=True))
 @click.option(
     "--map",
     "maps",
@@ -69,7 +70,7 @@ def import_(common: Common, file: str, maps: tuple[str, ...], only_mapped: bool)
 
 
 @click.command(short_help="Write the memories to FILE as JSON lines.")
-@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
+@click.argument("file", type=Place(dir_okay=False, allow_dash=True), default="-")
 @query_options
 @connected(identity=False)
 def export(
@@ -113,7 +114,7 @@ def export(
         if file == "-":
             return
         if common.as_json:
-            emit({"exported": exported, "bytes": size, "seconds": round(seconds, 3), "file": file})
+            emit({"exported": exported, "bytes": size, "seconds": round(seconds, 3), "file": representable(file)})
         else:
             click.echo(f"{exported:,} exported to {file} in {seconds:.1f} s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,18 @@ import msgspec
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+
+
+class Place(click.Path):
+    """A path that is not empty: to the system "" is the folder that one happens to be in, and is mostly an unset
+    variable."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("must not be empty; . is the folder you are in", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def duration_of(context: click.Context, param: click.Parameter, value: str | None) -> float | None:

@@ -180,6 +180,14 @@ def test_pages_follow_by_cursor_and_all_of_them_are_one_document(spine: Spine) -
     assert spine("query", "--tag", "none").err == "no memory fulfils this\n"
 
 
+def test_a_cursor_goes_on_under_a_time_that_is_counted_from_now(spine: Spine) -> None:
+    for number in range(3):
+        spine("store", str(number))
+    first = spine("query", "--since", "2h", "--limit", "2", "--json").document
+    second = spine("query", "--since", "2h", "--limit", "2", "--cursor", first["cursor"], "--json")
+    assert contents(second) == ["0"]
+
+
 def test_lists_fit_the_width_and_nothing_in_them_can_command_a_terminal(
     spine: Spine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +228,10 @@ def test_a_session_file_carries_the_token_from_one_command_to_the_next(spine: Sp
     spine("store", "y", "--session", str(session))
     assert session.read_text() != first
     assert contents(spine("query", "--json", "--session", str(session))) == ["y", "x"]
+    missing = spine("store", "not stored", "--session", str(tmp_path / "missing" / "session"))
+    assert (missing.code, missing.out) == (2, "")
+    assert "there is no folder" in missing.err
+    assert contents(spine("query", "--json")) == ["y", "x"]
     session.write_text("nonsense")
     assert spine("query", "--session", str(session)).code == 2
     session.write_bytes(b"\xff\xfe")
@@ -264,11 +276,18 @@ def test_a_session_file_carries_the_token_from_one_command_to_the_next(spine: Sp
         ("import", __file__, "--map", "colour=text"),
         ("up", "--nodes", "0"),
         ("up", "--nats-port", "65536"),
+        ("up", "--data", ""),
+        ("up", "--data", "\udcff"),
+        ("export", ""),
+        ("store", "text", "--session", ""),
         ("node", "--id", "spine-1"),
         ("config", "check"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_one_line_that_says_why(spine: Spine, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_ends_with_2_and_one_line_that_says_why(
+    spine: Spine, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     if arguments and arguments[0] in ("query", "watch"):
         spine("store", "so that there is a database")
     ran = spine(*arguments)
@@ -346,6 +365,25 @@ def test_a_database_that_another_process_has_is_refused_with_1(spine: Spine, tmp
             assert f"in use by process {holder.pid}" in refused.err
         finally:
             holder.kill()
+
+
+def test_a_name_that_is_no_utf_8_is_told_in_json_too(spine: Spine, tmp_path: Path) -> None:
+    """File names are bytes. One that is no text once ended in a traceback, even after a success."""
+    odd = os.fsdecode(b"\xff")
+    (tmp_path / "cluster.yaml").write_text('cluster: {name: "\\ud800"}\n')
+    spine("store", "x")
+    for arguments, code in (
+        (("store", "--file", str(tmp_path / odd)), 1),
+        (("store", "x", "--session", str(tmp_path / odd / "session")), 2),
+        (("import", str(tmp_path / "cluster.yaml"), "--map", f"{odd}=x"), 2),
+    ):
+        ran = spine(*arguments, "--json")
+        assert ran.code == code
+        assert "\\udcff" in ran.error["message"]
+    exported = spine("export", str(tmp_path / odd), "--json")
+    assert (exported.code, exported.document["file"]) == (0, f"{tmp_path}/\\udcff")
+    assert spine("config", "check", str(tmp_path / "missing" / odd), "--json").document["file"].endswith("\\udcff")
+    assert spine("config", "check", str(tmp_path / "cluster.yaml"), "--json").document["problems"]
 
 
 def test_answers_come_without_the_storage_engine_and_without_the_renderer_being_loaded() -> None:

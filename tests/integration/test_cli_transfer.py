@@ -111,6 +111,24 @@ def test_a_broken_line_is_reported_with_its_number_and_the_rest_goes_on(
     ]
 
 
+def test_a_number_too_large_for_a_float_is_one_bad_line_and_does_not_end_the_import(
+    spine: Run, database: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "large.jsonl", b'{"content": "a", "ttl": 1' + b"0" * 400 + b"}", {"content": "last"})
+    ran = spine("import", file, "--path", database)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(b"error: line 1: ttl must be a number of seconds above 0")
+    assert [memory["content"] for memory in memories(spine, database)] == ["last"]
+
+
+def test_the_names_of_fields_in_a_reason_can_not_command_a_terminal(spine: Run, database: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "rude.jsonl", {"\x1b]0;mine\x07": 1})
+    ran = spine("import", file, "--path", database)
+    assert ran.returncode == 1
+    assert "the fields are ␛]0;mine␇".encode() in ran.stderr
+    assert b"\x1b]" not in ran.stderr
+
+
 async def test_of_lines_with_the_same_id_the_last_one_stays_although_an_earlier_one_is_held_up(database: str) -> None:
     class HeldUp(Spine):
         """As the spine it was made from, but the content "old" gets nowhere until "other" is stored."""

@@ -97,6 +97,8 @@ async def test_values_of_subclasses_are_stored_as_what_they_are(spine: Spine, ma
     assert await spine.get(f"id-{mark}") == stored
     assert stored.metadata == {"key": "value", "n": 0.5, "i": 7, "l": ["x"], "d": {"y": 1}}
     assert contents(await collect(spine, tags=[Text(mark)], metadata={"key": Text("value")})) == ["content"]
+    page = await spine.query(tags=[mark], order=Text("oldest"), limit=Whole(3))  # type: ignore[arg-type]
+    assert contents(page.memories) == ["content"]
 
 
 async def test_an_id_that_was_never_stored_is_none(spine: Spine) -> None:
@@ -336,6 +338,22 @@ async def test_a_cursor_of_another_query_is_refused(spine: Spine, mark: str) -> 
     with pytest.raises(InvalidInput, match="another query"):
         await spine.query(tags=["other"], limit=1, cursor=cursor)
     assert len((await spine.query(tags=[mark], limit=2, cursor=cursor)).memories) == 2
+
+
+async def test_a_cursor_belongs_to_its_conditions_in_whatever_order_they_are_given(spine: Spine, mark: str) -> None:
+    """Sets have another order in every process, and `since` is often counted from now."""
+    metadata = {"one": 1, "two": {"a": 1, "b": 2}}
+    await spine.store_many({"content": f"{n}", "tags": [mark, "b", "c"], "metadata": metadata} for n in range(3))
+    hour_ago, soon = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
+    page = await spine.query(
+        tags=[mark, "b"], any_tags=["b", "c"], not_tags=["d", "e"], metadata=metadata, since=hour_ago, limit=2
+    )
+    last = await spine.query(
+        tags=["b", mark], any_tags=["c", "b"], not_tags=["e", "d"], metadata={"two": {"b": 2, "a": 1}, "one": 1},
+        since=hour_ago + timedelta(seconds=1), until=soon, limit=3, cursor=page.cursor,
+    )  # fmt: skip
+    assert sorted(contents([*page.memories, *last.memories])) == ["0", "1", "2"]
+    assert last.cursor is None
 
 
 async def test_a_text_is_found_at_once_by_all_of_its_words(spine: Spine, mark: str) -> None:

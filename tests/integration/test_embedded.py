@@ -118,6 +118,12 @@ async def test_memory_keeps_nothing_and_shares_nothing() -> None:
         assert (await again.query()).memories == []
 
 
+async def test_a_name_that_the_file_system_does_not_take_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 300 + ".db"):
+        with pytest.raises(ConfigError, match="File name too long; choose another path"):
+            await Spine.open(tmp_path / name, agent="ada").__aenter__()
+
+
 async def test_what_is_no_memory_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a database, but mine " * 100)

@@ -242,7 +242,9 @@ def test_what_is_said_to_be_missing_is_missing(tmp_path: Path) -> None:
     """Whoever builds one of these finds here that the README has to be changed."""
     assert not [name for name in ("thread", "document", "lock", "history", "conflicts") if hasattr(Spine, name)]
     assert not {"cluster", "locks", "bridge", "history"} & spine.commands.keys()
-    assert not (PACKAGE / "sync.py").exists() and not (PACKAGE / "http").exists()
+    assert not (PACKAGE / "sync.py").exists() and not (PACKAGE / "telemetry").exists()
+    shown = re.findall(r"^ +self\._routes = (.*)$", (PACKAGE / "http" / "pages.py").read_text(encoding="utf-8"), re.M)
+    assert re.findall(r'"(/\w*)"', shown[0]) == ["/", "/health", "/status"], "there is no API over HTTP, and no metrics"
 
 
 async def test_strong_is_refused_with_a_reason() -> None:

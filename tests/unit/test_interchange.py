@@ -124,6 +124,7 @@ def test_what_expires_lives_as_long_as_is_left() -> None:
         ({"content": "a", "importance": "high"}, "importance must be a number from 0 to 1"),
         ({"content": "a", "importance": 2}, "importance must be a number from 0 to 1"),
         ({"content": "a", "ttl": -1}, "ttl must be a number of seconds above 0"),
+        ({"content": "a", "ttl": 10**400}, "ttl must be a number of seconds above 0"),
         ({"content": "a", "ttl": 5, "expires_at": 1e10}, "both ttl and expires_at"),
         ({"content": "a", "created_at": "yesterday"}, "must be an ISO 8601 time"),
         ({"content": "a", "created_at": 1683554160000}, "it looks like milliseconds"),
@@ -137,6 +138,20 @@ def test_what_expires_lives_as_long_as_is_left() -> None:
 )
 def test_what_can_not_be_a_memory_is_refused_with_the_reason(record: object, reason: str) -> None:
     assert reason in refusal(record)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"x" * 100_000: 1},
+        {"content": "a", "created_at": "x" * 100_000},
+        {"content": "a", "importance": "x" * 100_000},
+        {"content": "a", "created_at": 10**300},
+        {"content": "a", "metadata": {"x" * 100_000: 1}, "x" * 100_000: 2},
+    ],
+)
+def test_a_reason_is_short_however_long_the_line_is(record: object) -> None:
+    assert len(refusal(record)) < 300
 
 
 @pytest.mark.parametrize(

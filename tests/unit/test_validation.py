@@ -135,6 +135,16 @@ def test_tags_keep_their_order_and_come_once() -> None:
     assert validation.tags("tags", ()) == validation.tags("tags", []) == ()
 
 
+def test_every_kind_of_whole_number_becomes_a_plain_one() -> None:
+    """A limit that the encoder can't take once held up everything that was to be sent along with it."""
+
+    class Whole(int):
+        pass
+
+    assert type(validation.limit(Whole(5))) is int
+    assert type(validation.ttl_milliseconds(Whole(5))) is int
+
+
 def test_times_to_live_are_whole_milliseconds_and_at_least_one() -> None:
     assert validation.ttl_milliseconds(None) is None
     assert validation.ttl_milliseconds(1) == 1000
@@ -185,3 +195,36 @@ def test_a_refusal_says_what_is_wrong_and_what_is_allowed() -> None:
         with pytest.raises(InvalidInput) as refused:
             call()
         assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 10**5000, "x" * 2_000_000, [0] * 1_000_000],
+    ids=["400 digits", "below zero", "5000 digits", "text", "list"],
+)
+def test_the_largest_numbers_and_texts_are_refused_in_a_short_line(value: Any) -> None:
+    """A ttl of four hundred digits once raised OverflowError, and ended the import whose line had it."""
+    checks: list[Any] = [
+        validation.importance, validation.ttl_milliseconds, validation.consistency, validation.limit,
+        lambda value: validation.seconds("timeout", value), lambda value: validation.time("since", value),
+    ]  # fmt: skip
+    if isinstance(value, int):
+        checks.append(lambda value: validation.metadata({"k": value}))
+    for check in checks:
+        with pytest.raises(InvalidInput) as refused:
+            check(value)
+        assert len(str(refused.value)) < 300
+
+
+def test_a_value_whose_repr_fails_is_refused_all_the_same() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    with pytest.raises(InvalidInput, match="not a value of type Broken"):
+        validation.importance(Broken())
+
+
+def test_a_time_to_wait_says_both_of_its_bounds() -> None:
+    with pytest.raises(InvalidInput, match="above 0 and below 86,400, not 100000"):
+        validation.seconds("timeout", 100_000)
