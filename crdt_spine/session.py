@@ -250,20 +250,25 @@ class Session:
         request = Request(
             session=self.id, agent=self.agent, operations=[call.operation for call in calls], token=token, retry=retry
         )
-        payload = encode(request)
-        if len(payload) > BATCH_BYTES_TARGET and len(calls) > 1:
+        payload, problem = b"", ""
+        try:
+            payload = encode(request)
+        except (TypeError, ValueError, RecursionError) as error:  # what no check of the values had thought of
+            problem = f"the operation can't be sent: {error}"
+        else:
+            if len(payload) > self.transport.payload_bytes_max:
+                problem = (
+                    f"the operation is {len(payload):,} bytes as a message, the broker takes "
+                    f"{self.transport.payload_bytes_max:,}: raise its max_payload or store less in one memory"
+                )
+        if len(calls) > 1 and (problem or len(payload) > BATCH_BYTES_TARGET):
             middle = len(calls) // 2
             self._send(node, retry, calls[:middle])
             self._send(node, retry, calls[middle:])
             return
-        if len(payload) > self.transport.payload_bytes_max:
-            problem = InvalidInput(
-                f"the operation is {len(payload):,} bytes as a message, the broker takes "
-                f"{self.transport.payload_bytes_max:,}: raise its max_payload or store less in one memory"
-            )
-            for call in calls:
-                if not call.future.done():
-                    call.future.set_exception(problem)
+        if problem:
+            if not calls[0].future.done():
+                calls[0].future.set_exception(InvalidInput(problem))
             return
         now, number = self._loop.time(), next(self._requests)
         self._heard.setdefault(node, now)
@@ -370,13 +375,17 @@ class Session:
 
     def _too_late(self, call: Call) -> SpineError:
         seconds = call.seconds
-        write = isinstance(call.operation, Store | Edit | Delete)
+        operation = call.operation
+        write = isinstance(operation, Store | Edit | Delete)
         said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
         if call.problem is not None and call.problem.error == "Behind" and not write:
             return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
         if write and (call.open_attempts or (said and self.transport.connected)):
             outcome: Outcome = "unknown" if call.open_attempts else "not applied"
-            return QuorumFailed(f"the write was not confirmed within {seconds:g} s ({outcome}){said}", outcome=outcome)
+            message = f"the write was not confirmed within {seconds:g} s ({outcome}){said}"
+            acks = operation.acks if isinstance(operation, Store | Edit | Delete) else None
+            needed = min(acks or self.hello.write_quorum, len(call.candidates))
+            return QuorumFailed(message, outcome=outcome, needed=needed)
         where = getattr(self.transport, "url", "the cluster")
         reason = "the broker is not connected" if not self.transport.connected else "no replica answered"
         return ConnectionFailed(f"{where}: {reason} within {seconds:g} s{said}")

@@ -29,6 +29,7 @@ RULES = {
     "record-deps": "rule 3: it waits for the version of the record touched, too",
     "skip-seen": "rule 4: a change that is in a record's version is not applied there again",
     "floor": "what was written before the last store or delete is dead",
+    "seen-adds": "a remove takes the adds of a tag that it saw, and no other",
     "last-page": "rule 6: a sync's vector counts after its last page",
     "persist-before-send": "rule 7: nothing leaves a node before it is on its disk",
     "heard": "rule 8: an announcement counts once everything in it is here",
@@ -67,6 +68,11 @@ def _hear_anything(self: Partition, replica: str, vector: Mapping[str, int]) -> 
     return within(vector, self.vector)
 
 
+def _remove_all(tags: orset.Tags, seen: Mapping[str, Any]) -> None:
+    for element in seen:
+        tags.pop(element, None)
+
+
 def _own_vector(self: Partition, replicas: object) -> Vector:
     return self.vector
 
@@ -76,6 +82,7 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "record-deps": (partitions, "join_into", lambda target, other: None),
     "skip-seen": (Partition, "_apply", _apply_again),
     "floor": (orset, "drop_below", lambda tags, floor: tags),
+    "seen-adds": (orset, "remove", _remove_all),
     "heard": (Partition, "hear", _hear_anything),
     "stability": (Partition, "stable", _own_vector),
     "drift": (replicas, "latest_time", lambda now, drift: 1 << 62),
