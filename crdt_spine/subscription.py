@@ -185,6 +185,10 @@ class Updates(AsyncIterator[Update]):
             if self._fresh and known and len(known) < len(part):
                 self._orphans.update(number for number in part if number not in known)
                 source.partitions = tuple(known)
+            floor: Vectors = {}
+            if from_now:
+                vectors = self._session.vectors
+                floor = {number: vectors[number] for number in source.partitions if number in vectors}
             opening = FeedOpen(
                 feed=source.id,
                 inbox=f"{self._inbox}.{source.id}",
@@ -192,6 +196,7 @@ class Updates(AsyncIterator[Update]):
                 partitions=source.partitions,
                 credit=FEED_UPDATES_BUFFERED_MAX,
                 token=None if from_now else known,
+                floor=floor,
             )
             self._send(source, encode(opening))
 

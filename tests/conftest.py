@@ -23,6 +23,10 @@ from crdt_spine.errors import SpineError
 from crdt_spine.memory import Memory
 from crdt_spine.supervisor import Supervisor
 
+# A shell ignores SIGINT in what it runs in the background, and so would every process that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 Eventually = Callable[..., Awaitable[None]]
 RunScript = Callable[..., Awaitable[asyncio.subprocess.Process]]
 

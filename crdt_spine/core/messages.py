@@ -320,7 +320,8 @@ class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="respo
 
 
 class FeedOpen(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-open/1"):
-    """Send updates of a selection to `inbox`, after `token` (None: from now on). `credit` updates may be under way."""
+    """Send updates of a selection to `inbox`, after `token` (None: from now on, but nothing within `floor`, which is
+    what the subscriber knew already). `credit` updates may be under way."""
 
     feed: Annotated[str, msgspec.Meta(max_length=128)]
     inbox: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[^\s*>]+$")]  # a broker closes who sends elsewhere
@@ -328,6 +329,7 @@ class FeedOpen(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-
     partitions: tuple[int, ...]
     credit: Annotated[int, msgspec.Meta(ge=1)]
     token: Vectors | None = None
+    floor: Vectors = {}
 
 
 class FeedCredit(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed-credit/1"):

@@ -125,7 +125,9 @@ class Feeds:
         self._close(command.feed)
         token = command.token
         positions = {
-            number: dict(held[number] if token is None else token.get(number, {})) for number in command.partitions
+            # This replica may not have yet what the subscriber wrote or saw before: no news to it when it comes.
+            number: join(held[number], command.floor.get(number, {})) if token is None else dict(token.get(number, {}))
+            for number in command.partitions
         }
         feed = Feed(command, positions, self.now())
         self.feeds[feed.id] = feed
