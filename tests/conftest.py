@@ -23,9 +23,11 @@ from crdt_spine.errors import SpineError
 from crdt_spine.memory import Memory
 from crdt_spine.supervisor import Supervisor
 
-# A shell ignores SIGINT in what it runs in the background, and so would every process that the tests interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell ignores SIGINT in what it runs in the background, nohup ignores SIGHUP, and so would every process that the
+# tests end with them. With a handler of its own pytest goes on as it would have, and its children begin as usual.
+for _ignored in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_ignored) is signal.SIG_IGN:
+        signal.signal(_ignored, lambda number, frame: None)
 
 Eventually = Callable[..., Awaitable[None]]
 RunScript = Callable[..., Awaitable[asyncio.subprocess.Process]]

@@ -137,7 +137,11 @@ def ended(process: subprocess.Popen[bytes], number: int | None = None) -> tuple[
     """Its exit code, what else it printed, and its errors; after this signal, if one is named."""
     if number is not None:
         process.send_signal(number)
-    code = process.wait(10)
+    try:
+        code = process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.stdout is not None
     assert process.stderr is not None
     with process:
