@@ -50,7 +50,7 @@ OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
 FEEDS_MAX: Final = 10_000  # subscriptions a node serves
-HASHED_KEYS_REMEMBERED_MAX: Final = 32_768  # placement keys and own ids; about 1.5 MiB, hashing anew costs 1 µs
+HASHED_KEYS_REMEMBERED_MAX: Final = 32_768  # placement keys and own ids; about 6 MiB, hashing anew costs 1 µs
 
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait

@@ -375,16 +375,14 @@ class Session:
 
     def _too_late(self, call: Call) -> SpineError:
         seconds = call.seconds
-        operation = call.operation
-        write = isinstance(operation, Store | Edit | Delete)
+        write = call.operation if isinstance(call.operation, Store | Edit | Delete) else None
         said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
-        if call.problem is not None and call.problem.error == "Behind" and not write:
+        if call.problem is not None and call.problem.error == "Behind" and write is None:
             return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
-        if write and (call.open_attempts or (said and self.transport.connected)):
+        if write is not None and (call.open_attempts or (said and self.transport.connected)):
             outcome: Outcome = "unknown" if call.open_attempts else "not applied"
             message = f"the write was not confirmed within {seconds:g} s ({outcome}){said}"
-            acks = operation.acks if isinstance(operation, Store | Edit | Delete) else None
-            needed = min(acks or self.hello.write_quorum, len(call.candidates))
+            needed = min(write.acks or self.hello.write_quorum, len(call.candidates))
             return QuorumFailed(message, outcome=outcome, needed=needed)
         where = getattr(self.transport, "url", "the cluster")
         reason = "the broker is not connected" if not self.transport.connected else "no replica answered"
