@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from unittest.mock import patch
 
+from crdt_spine.core import replica as replicas
 from simulator.agents import Agent
 from simulator.checkers import Checker
 from simulator.checkers.bounds import Bounds
@@ -28,6 +30,7 @@ TROUBLE_MILLISECONDS = 12_000  # at least ...
 OPERATIONS_MIN = 300  # ... and until the agents have asked for so much
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
+WAITING_CHANGES_MAX = 5  # as few as may be held back, so that the bound is reached
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
     counts: dict[str, int] = {}
     problem = ""
     try:
-        with taken_away(without):
+        with patch.object(replicas, "WAITING_CHANGES_MAX", WAITING_CHANGES_MAX), taken_away(without):
             _run(world, scenario or Scenario.of(world.random), agents, checkers, without, counts)
     except Violation as violation:
         problem = str(violation)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from crdt_spine.core import replica as replicas
 from crdt_spine.core.clock import COUNTER_BITS
-from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from simulator.checkers import Checker
 
 
@@ -19,8 +18,6 @@ class Bounds(Checker):
         held = sum(partition.waiting_changes for partition in replica.partitions.values())
         if held > replicas.WAITING_CHANGES_MAX:
             self.fail(f"{node.name} holds {held} changes back")
-        if len(replica.operations) > OPERATIONS_REMEMBERED_MAX:
-            self.fail(f"{node.name} remembers {len(replica.operations)} operations")
         ahead = (replica.clock.highest >> COUNTER_BITS) - node.latest
         if ahead > replica.drift + 1:
             self.fail(f"the clock of {node.name} is {ahead} ms ahead of any time that it was there")
