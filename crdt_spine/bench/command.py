@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
@@ -75,13 +77,26 @@ def choose(
 
 
 def run_fast(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where there is one; every system is measured on the same loop."""
+    """Run on uvloop where there is one; every system is measured on the same loop. Raises SystemExit on SIGTERM, once
+    what was made has been taken away again."""
+
+    async def until_told_to_end() -> T:
+        task = asyncio.ensure_future(main)
+        with contextlib.suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(until_told_to_end())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 @click.command("bench", context_settings={"show_default": True})

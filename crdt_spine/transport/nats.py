@@ -187,6 +187,7 @@ def check_url(url: object) -> None:
         try:
             parts = urlsplit(one)
             usable = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
+            usable = usable and one.isprintable()
         except ValueError:
             usable = False
         if not usable:

@@ -161,6 +161,12 @@ async def test_connect_refuses_at_once(name: str, value: Any) -> None:
         Spine.connect("nats://127.0.0.1:4222", agent="ada", **{name: value})
 
 
+@pytest.mark.parametrize("url", ["", "127.0.0.1", "http://127.0.0.1:4222", "nats://a\0b:4222", "nats://:4222", 5])
+async def test_what_is_no_address_is_refused_at_once(url: Any) -> None:
+    with pytest.raises(InvalidInput, match="url"):
+        Spine.connect(url, agent="ada")
+
+
 async def test_what_a_list_of_memories_is_not(spine: Spine) -> None:
     bad: list[Any] = [
         5,

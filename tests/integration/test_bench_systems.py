@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -118,3 +121,25 @@ def test_without_options_the_standard_workloads_run_and_with_them_only_what_they
     assert (only.write_share, only.in_flight, only.rate, only.seconds) == (0.05, 512, None, 3.0)
     (open_loop,) = choose([], [], [9_000.0], None, quick=False)
     assert (open_loop.write_share, open_loop.rate) == (0.5, 9_000.0)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_bench_that_is_told_to_end_takes_its_memories_away(
+    start_cluster: Callable[..., Awaitable[Any]],
+) -> None:
+    cluster = await start_cluster(nodes=1)
+    (node,) = cluster.ids
+    words = ["--server", cluster.url, "--seconds", "60", "--write-share", "100", "--in-flight", "16"]
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "crdt_spine.bench.command", *words, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(60):
+            while (await cluster.status(node)).get("memories", 0) < 1_000:
+                await asyncio.sleep(0.1)
+            program.terminate()
+            assert await program.wait() == 128 + signal.SIGTERM
+    finally:
+        if program.returncode is None:
+            program.kill()
+    assert (await cluster.status(node))["memories"] == 0
