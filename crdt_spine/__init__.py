@@ -12,13 +12,14 @@ from crdt_spine.errors import (
     StaleToken,
     VersionConflict,
 )
-from crdt_spine.memory import Consistency, Memory, Page, Update
+from crdt_spine.memory import Conflict, Consistency, Memory, Page, Update
 from crdt_spine.spine import Spine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "Conflict",
     "ConnectionFailed",
     "Consistency",
     "FenceRejected",

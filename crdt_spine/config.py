@@ -25,7 +25,11 @@ from crdt_spine.limits import (
     CLOCK_DRIFT_MILLISECONDS_MAX,
     LEASE_SECONDS_MAX,
     PARTITIONS_MAX,
+    REPLICA_RETIREMENT_SECONDS,
+    REPLICA_RETIREMENT_SECONDS_MIN,
     TAG_BYTES_MAX,
+    TOMBSTONE_SECONDS_MIN,
+    TTL_SECONDS_MAX,
 )
 from crdt_spine.memory import Consistency
 from crdt_spine.yaml_document import Document, Problem, Section, config_error, write_whole
@@ -76,10 +80,12 @@ class NatsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's limits that a cluster may set; the reasons are in limits.py."""
+    """A node's limits that a cluster may set; the reasons are in limits.py. `replica_retirement` is in seconds."""
 
     clock_drift_milliseconds: int = CLOCK_DRIFT_MILLISECONDS_MAX
     cache_bytes: int = CACHE_BYTES_MAX
+    replica_retirement: float = REPLICA_RETIREMENT_SECONDS
+    tombstone_seconds: float = TOMBSTONE_SECONDS_MIN
 
 
 class LocksConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +270,10 @@ def _limits(cluster: Section) -> LimitsConfig:
     return LimitsConfig(
         clock_drift_milliseconds=section.whole("clock_drift_milliseconds", 10, 60_000, CLOCK_DRIFT_MILLISECONDS_MAX),
         cache_bytes=section.whole("cache_bytes", 0, 1 << 40, CACHE_BYTES_MAX),
+        replica_retirement=section.number(
+            "replica_retirement", REPLICA_RETIREMENT_SECONDS_MIN, TTL_SECONDS_MAX, REPLICA_RETIREMENT_SECONDS
+        ),
+        tombstone_seconds=section.number("tombstone_seconds", 0, TTL_SECONDS_MAX, TOMBSTONE_SECONDS_MIN),
     )
 
 

@@ -14,6 +14,7 @@ CONTENT_BYTES_MAX: Final = 256 * 1024  # UTF-8
 ID_BYTES_MAX: Final = 256
 AGENT_BYTES_MAX: Final = 128
 THREAD_BYTES_MAX: Final = 256
+THREAD_AGENTS_MAX: Final = 1_024  # agents whose entries one entry of a thread comes after; its clock names each
 TAG_BYTES_MAX: Final = 128
 TAGS_MAX: Final = 64  # a memory
 METADATA_KEYS_MAX: Final = 64  # a memory
@@ -21,6 +22,8 @@ METADATA_KEYS_REMEMBERED_MAX: Final = 512  # a memory's, removed ones included: 
 METADATA_KEY_BYTES_MAX: Final = 128
 METADATA_BYTES_MAX: Final = 16 * 1024  # a memory's metadata as JSON
 TTL_SECONDS_MAX: Final = 100 * 365 * 86_400
+DOCUMENT_BYTES_MAX: Final = 384 * 1024  # a document's Yjs state; with its text and its tail it fits a MiB as base64
+DOCUMENT_EDIT_BYTES_MAX: Final = 320 * 1024  # one block's Yjs update; a text that is replaced whole fits
 QUERY_LIMIT_MAX: Final = 1_000  # memories a page
 QUERY_TEXT_BYTES_MAX: Final = 4 * 1024
 TOKEN_BYTES_MAX: Final = 1024 * 1024  # a token, version or cursor; a thousand partitions need a tenth of it
@@ -32,6 +35,7 @@ BATCH_BYTES_TARGET: Final = 256 * 1024  # a batch is closed once it is this larg
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # the embedded broker's max_payload; 256 KiB of \u0001 is 1.5 MiB of JSON
 BATCH_OPERATIONS_MAX: Final = 1_024  # operations or changes in one message
 SYNC_PAGE_RECORDS_MAX: Final = 512
+THREAD_ACTORS_MAX: Final = 1_024  # that coordinated a thread's entries in one partition; a node in one incarnation each
 FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a payload
 
 # -- a node's memory ---------------------------------------------------------------------------------------------
@@ -49,13 +53,34 @@ CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
 OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that a retry is not applied twice
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
+DOCUMENT_TAIL_EDITS_MAX: Final = 64  # edits of a document that are not folded into its state; then half of them are
+DOCUMENT_TAIL_BYTES_MAX: Final = 64 * 1024  # of them
+OPEN_DOCUMENTS_MAX: Final = 64  # live Yjs documents a node keeps, so that an edit costs what it changes ...
+OPEN_DOCUMENTS_BYTES_MAX: Final = 1024 * 1024  # ... of state; alive it takes some twenty times as much
 FEEDS_MAX: Final = 10_000  # subscriptions a node serves
 HASHED_KEYS_REMEMBERED_MAX: Final = 32_768  # placement keys and own ids; about 6 MiB, hashing anew costs 1 µs
 
+# -- what a node keeps of the past ---------------------------------------------------------------------------------
+HISTORY_VERSIONS_MAX: Final = 16  # replaced versions of a memory, the newest ones
+HISTORY_SECONDS_MAX: Final = 7 * 86_400  # since a version was replaced
+HISTORY_ROWS_MAX: Final = 200_000  # replaced versions; some 300 bytes each where memories are sentences
+HISTORY_BYTES_MAX: Final = 256 * 1024 * 1024  # of replaced versions, and as much of receipts
+RECEIPTS_MAX: Final = 64  # conflict receipts of a memory, the newest ones
+RECEIPT_SECONDS_MAX: Final = 7 * 86_400  # since the conflict was found
+RECEIPT_ROWS_MAX: Final = 50_000  # conflict receipts
+PAST_SECONDS_MAX: Final = 3.0  # for each node that is asked what was: the others' answers count without it
+PAST_PAGE_BYTES_MAX: Final = 512 * 1024  # of either, in one message
+
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
+THREADS_REMEMBERED_MAX: Final = 1_000  # whose clocks are kept; of the others, the newest own entry is read again
+THREAD_ENTRIES_REMEMBERED_MAX: Final = 10_000  # of a Thread, by id for relation(); more where one read had more
 FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
 FEED_UPDATES_REMEMBERED_MAX: Final = 10_000  # memories a subscriber knows again after a change of node; 2 MiB
+DOCUMENTS_REMEMBERED_MAX: Final = 64  # documents of which a spine keeps the last known state ...
+DOCUMENTS_REMEMBERED_BYTES_MAX: Final = 8 * 1024 * 1024  # ... and their size
+CLIENTS_REMEMBERED_MAX: Final = 16  # Yjs client ids of a document that wait to be used again, one a block at a time
+DOCUMENT_REBASES_MAX: Final = 5  # how often a block's edit is carried over to a content that was written meanwhile
 
 # -- a command's memory ------------------------------------------------------------------------------------------
 IMPORT_IN_FLIGHT_MAX: Final = 512  # memories under way; more of them no longer raise the rate
@@ -68,6 +93,9 @@ CONNECT_SECONDS_MAX: Final = 4.5
 OPERATION_SECONDS_MAX: Final = 10.0  # one call, with all its retries
 READ_WAIT_SECONDS_MAX: Final = 1.0  # how long a replica lets a read wait for its token before another one is tried
 TOMBSTONE_SECONDS_MIN: Final = 3_600  # how long a deletion is remembered at least, for subscriptions that come back
+REPLICA_RETIREMENT_SECONDS: Final = 7 * 86_400  # a replica that was silent for this long is no longer waited for
+REPLICA_RETIREMENT_SECONDS_MIN: Final = 5.0  # a peer that is quiet for a moment is not gone
+REFUSED_BYTES_MAX: Final = 1024 * 1024 * 1024  # of the file with what a retired replica alone had; above, an operator
 ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN rule 8)
 PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way

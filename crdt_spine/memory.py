@@ -39,6 +39,24 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
 
 
+class Conflict(msgspec.Struct, frozen=True, kw_only=True):
+    """A value that was lost to a concurrent write: neither agent had seen what the other one wrote.
+
+    `field` is "content", "importance" or "metadata.<key>". Times are those of the writes, as aware UTC datetimes. A
+    lost None is a metadata key that was removed. A kept None says that the value has no successor: the memory was
+    deleted, or the key removed, or the memory stored anew without it.
+    """
+
+    memory_id: str
+    field: str
+    lost: Any
+    kept: Any
+    lost_agent: str
+    kept_agent: str
+    lost_at: datetime
+    kept_at: datetime
+
+
 class Page(msgspec.Struct, frozen=True):
     """One page of a query's answer; `cursor` continues it and is None at the end."""
 

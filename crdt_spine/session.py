@@ -21,16 +21,15 @@ import msgspec
 from crdt_spine.core.causality import Vector, join_into
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import (
-    Delete,
-    Edit,
     Hello,
     Operation,
+    Query,
     Request,
     Response,
     Result,
-    Store,
     Unreadable,
     Vectors,
+    Write,
     encode,
 )
 from crdt_spine.core.subjects import Subjects
@@ -170,6 +169,19 @@ class Session:
         """An operation on one memory, at one of its replicas. Raises what the operation's answer says."""
         number = self.layout.partition_of(id)
         return self.run(operation, self.layout.replicas[number], (number,), use_token=use_token)
+
+    async def query(
+        self, query: Query, *, use_token: bool = True, token: Vectors | None = None, timeout: float | None = None
+    ) -> list[Result]:
+        """The same question to the fewest nodes that have every partition: a page of each. Raises as `run` does."""
+
+        def ask(candidates: Sequence[str], numbers: tuple[int, ...] | None) -> Coroutine[Any, Any, Result]:
+            part = msgspec.structs.replace(query, i=self.number(), partitions=numbers)
+            asked = numbers or self.layout.replicas.keys()
+            needed = None if token is None else {number: token[number] for number in asked if number in token}
+            return self.run(part, candidates, asked, use_token=use_token, token=needed, timeout=timeout)
+
+        return await asyncio.gather(*[ask(candidates, numbers) for candidates, numbers in self.routing.cover()])
 
     async def run(
         self, operation: Operation, candidates: Sequence[str], numbers: Iterable[int] = (), *, use_token: bool = True,
@@ -375,7 +387,7 @@ class Session:
 
     def _too_late(self, call: Call) -> SpineError:
         seconds = call.seconds
-        write = call.operation if isinstance(call.operation, Store | Edit | Delete) else None
+        write = call.operation if isinstance(call.operation, Write) else None
         said = f"; the last answer: {call.problem.message}" if call.problem is not None and call.problem.message else ""
         if call.problem is not None and call.problem.error == "Behind" and write is None:
             return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")

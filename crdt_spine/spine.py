@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType, TracebackType
@@ -22,26 +22,31 @@ from typing import Any, Final
 
 import msgspec
 
-from crdt_spine import validation
-from crdt_spine.core.clock import at_milliseconds, moment
-from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Result, Status, Store, Vectors
-from crdt_spine.core.placement import generated_id
+from crdt_spine import past, validation
+from crdt_spine.core.clock import at_milliseconds
+from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Status, Store, Vector, Vectors
+from crdt_spine.core.placement import generated_id, placement_hash
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.token import Cursor, cursor_of, token_text, token_vectors
+from crdt_spine.document import Documents, Editing
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
 from crdt_spine.limits import (
     CONNECT_SECONDS_MAX,
     ID_BYTES_MAX,
     OPERATION_SECONDS_MAX,
+    QUERY_LIMIT_MAX,
     QUERY_TEXT_BYTES_MAX,
+    THREAD_BYTES_MAX,
     TOKEN_BYTES_MAX,
 )
-from crdt_spine.memory import Consistency, Memory, Page
+from crdt_spine.memory import Conflict, Consistency, Memory, Page
 from crdt_spine.paging import Order, page_of
 from crdt_spine.report import cluster_report
 from crdt_spine.session import Session
 from crdt_spine.subscription import Updates
+from crdt_spine.thread import Contexts, Thread
 from crdt_spine.transport.nats import NatsTransport, check_url
+from crdt_spine.written import stored_memory
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
@@ -59,6 +64,8 @@ class Spine:
         self._token = token
         self._session: Session | None = None
         self._closing: Callable[[], Awaitable[None]] | None = None
+        self._documents = Documents()
+        self._contexts = Contexts()
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -118,6 +125,7 @@ class Spine:
         if self._session is not None:
             raise InvalidInput("this spine is open already")
         self._session, self._closing = await self._opening()
+        self._contexts = Contexts()  # what an earlier session had read is not in this one's token
         if self._token is not None:
             try:
                 self._session.see(self._vectors(self._token))
@@ -142,6 +150,7 @@ class Spine:
         """The same connection and session, writing as another agent. It lives as long as this one."""
         other = Spine(validation.agent(agent), self._opening, self._consistency, None)
         other._session = self._live
+        other._contexts = self._contexts
         return other
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -159,7 +168,7 @@ class Spine:
         session = self._live
         operation = self._store(session, content, id, tags, metadata, thread, importance, ttl, created_at, consistency)
         result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
-        return _stored(operation, result, self.agent)
+        return stored_memory(operation, result, self.agent)
 
     async def store_many(self, memories: Iterable[Mapping[str, Any]]) -> list[Memory]:
         """Store many at once: mappings with the arguments of `store`; the memories, in order.
@@ -197,7 +206,7 @@ class Spine:
         for operation, result in zip(operations, results, strict=True):
             if isinstance(result, BaseException):
                 raise result
-            stored.append(_stored(operation, result, self.agent))
+            stored.append(stored_memory(operation, result, self.agent))
         return stored
 
     async def update(
@@ -286,17 +295,10 @@ class Spine:
         place = Cursor(which, None, ()) if cursor is None else cursor_of(cursor, which)
         use_token = self._with_token(consistency)
 
-        async def ask(candidates: Sequence[str], numbers: tuple[int, ...] | None) -> Result:
-            part = Query(
-                i=session.number(), selection=selection, order=order, limit=wanted, text=words, after=place.after,
-                shown=place.shown, partitions=numbers,
-            )  # fmt: skip
-            return await session.run(
-                part, candidates, numbers or session.layout.replicas.keys(), use_token=use_token
-            )  # fmt: skip
-
-        results = await asyncio.gather(*[ask(candidates, numbers) for candidates, numbers in session.routing.cover()])
-        return page_of(results, order, wanted, place)
+        query = Query(
+            i=0, selection=selection, order=order, limit=wanted, text=words, after=place.after, shown=place.shown
+        )  # `Session.query` numbers what it sends
+        return page_of(await session.query(query, use_token=use_token), order, wanted, place)
 
     def subscribe(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
@@ -315,7 +317,61 @@ class Spine:
             agent=None if agent is None else validation.agent(agent),
             thread=validation.thread(thread),
         )
-        return Updates(session, selection, None if token is None else self._vectors(token))
+        return Updates(session, selection, None if token is None else self._vectors(token), self._heard)
+
+    # -- threads ----------------------------------------------------------------------------------------------------
+
+    def thread(self, id: str) -> Thread:
+        """A conversation that is read in causal order: `append` comes after everything that this spine has read and
+        written in it so far, `read` never shows an entry without what it may answer. Raises InvalidInput."""
+        session = self._live
+        name = validation.text("id", id, THREAD_BYTES_MAX)
+
+        def prepare(
+            content: object, id: object, tags: object, metadata: object, importance: object, ttl: object,
+            consistency: object,
+        ) -> Store:  # fmt: skip
+            return self._store(
+                session, content, id, tags, metadata, name, importance, ttl, None, consistency, beside=name
+            )  # fmt: skip
+
+        return Thread(session, name, self.agent, self._contexts.of(self.agent, name), prepare, self._with_token)
+
+    def _heard(self, memory: Memory, partition: int, version: Vector) -> None:
+        """What a subscription tells of a thread, its agent has read."""
+        if memory.thread is not None:
+            self._contexts.of(self.agent, memory.thread).hear(memory.clock, partition, version)
+
+    # -- documents --------------------------------------------------------------------------------------------------
+
+    def document(self, id: str, *, consistency: Consistency | str | None = None) -> Editing:
+        """A memory's content to edit together with others: `async with` gives a `pycrdt.Doc` with the newest state,
+        whose `doc.get("content", type=pycrdt.Text)` is the content; other root types travel along. Where there is no
+        such memory, leaving the block makes one, if the block has changed something.
+
+        What the block changed is merged with everyone else's when it is left; after an exception in it nothing is
+        sent. Each block has a document of its own, in which nothing changes meanwhile. Was the whole content written
+        anew meanwhile (store, update), the block's change of the text is carried over to it, without formatting and
+        other root types; was the memory deleted, leaving raises NotFound. Further VersionConflict, InvalidInput,
+        QuorumFailed, ConnectionFailed, StaleToken.
+        """
+        session = self._live
+        acks, agent = self._acks(consistency), self._other_agent(session)
+        return Editing(session, self._documents, validation.id(id), acks, agent)
+
+    # -- what was ---------------------------------------------------------------------------------------------------
+
+    async def history(self, id: str) -> list[Memory]:
+        """The versions of a memory that this cluster still knows, newest first; of a living memory the first one is how
+        it is now. Kept are some of each memory, and for some days (limits.py), also of one that was deleted. Raises
+        InvalidInput, StaleToken, and ConnectionFailed where none of its replicas answers."""
+        return await past.history(self._live, validation.id(id))
+
+    async def conflicts(self, id: str | None = None, *, limit: int = QUERY_LIMIT_MAX) -> list[Conflict]:
+        """The values that were lost to concurrent writes, of one memory or of all, newest first; at most `limit`. Who
+        overwrites what they have seen is in no conflict. Kept for some days (limits.py). Raises InvalidInput,
+        StaleToken, and ConnectionFailed where of some memories none of the replicas answers."""
+        return await past.conflicts(self._live, None if id is None else validation.id(id), validation.limit(limit))
 
     # -- tokens -----------------------------------------------------------------------------------------------------
 
@@ -374,13 +430,14 @@ class Spine:
 
     def _store(
         self, session: Session, content: object, id: object, tags: object, metadata: object, thread: object,
-        importance: object, ttl: object, created_at: object, consistency: object,
+        importance: object, ttl: object, created_at: object, consistency: object, *, beside: str | None = None,
     ) -> Store:  # fmt: skip
+        """`beside`: a generated id lies in the partition of this key."""
         milliseconds = validation.ttl_milliseconds(ttl)
         now = _now()
         return Store(
             i=session.number(),
-            id=self._new_id(now) if id is None else validation.id(id),
+            id=self._new_id(now, beside) if id is None else validation.id(id),
             content=validation.content(content),
             tags=validation.tags("tags", tags),
             metadata=validation.metadata(metadata),
@@ -392,9 +449,9 @@ class Spine:
             agent=self._other_agent(session),
         )
 
-    def _new_id(self, now: int) -> str:
+    def _new_id(self, now: int, beside: str | None) -> str:
         random = int.from_bytes(os.urandom(12))
-        return generated_id(random & 0xFFFF, now, random >> 16)
+        return generated_id(random & 0xFFFF if beside is None else placement_hash(beside), now, random >> 16)
 
     def _other_agent(self, session: Session) -> str | None:
         return None if session.agent == self.agent else self.agent
@@ -419,23 +476,6 @@ class Spine:
     def _vectors(self, token: str) -> dict[int, dict[str, int]]:
         hello = self._live.hello
         return token_vectors(token, hello.cluster, hello.region, hello.partitions)
-
-
-def _stored(operation: Store, result: Result, agent: str) -> Memory:
-    assert result.version is not None
-    return Memory(
-        id=operation.id,
-        content=operation.content,
-        agent=operation.agent or agent,
-        created_at=moment(result.created),
-        updated_at=moment(result.updated),
-        version=result.version,
-        tags=frozenset(operation.tags),
-        metadata=operation.metadata,
-        thread=operation.thread,
-        importance=operation.importance,
-        expires_at=None if operation.expires is None else moment(operation.expires),
-    )
 
 
 def _query_number(selection: Selection, order: str, words: str | None) -> int:

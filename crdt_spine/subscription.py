@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
 import msgspec
@@ -54,14 +54,19 @@ class _Source:
 class Updates(AsyncIterator[Update]):
     """What `spine.subscribe` returns: iterate it, or use it as `async with` and iterate inside."""
 
-    def __init__(self, session: Session, selection: Selection, positions: Vectors | None) -> None:
+    def __init__(
+        self, session: Session, selection: Selection, positions: Vectors | None,
+        heard: Callable[[Memory, int, Vector], None] = lambda memory, partition, version: None,
+    ) -> None:  # fmt: skip
+        """`heard` is told of every living memory that the subscriber takes, with its partition and version."""
         self._session = session
+        self._heard = heard
         self._selection = selection
         self._fresh = positions is None
         self._positions: Vectors = dict(positions or {})
         self._ahead: dict[str, tuple[int, Vector]] = {}  # id -> (partition, version) delivered beyond the position
         self._told: OrderedDict[str, tuple[str, int]] = OrderedDict()  # id -> (the feed that told last, what it told)
-        self._queue: asyncio.Queue[tuple[_Source, Update]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[_Source, Update, FeedUpdate]] = asyncio.Queue()
         self._sources: dict[str, _Source] = {}
         self._orphans: set[int] = set()  # partitions that no feed serves at the moment
         self._inbox = f"_INBOX.spine.feed.{session.id}.{id(self):x}"
@@ -108,12 +113,14 @@ class Updates(AsyncIterator[Update]):
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
-            source, update = getting.result()
+            source, update, told = getting.result()
         else:
-            source, update = self._queue.get_nowait()
+            source, update, told = self._queue.get_nowait()
         source.taken += 1
         if source.taken - source.told >= FEED_UPDATES_BUFFERED_MAX // 4:
             self._tell(source)
+        if update.kind != "deleted":
+            self._heard(update.memory, told.partition, told.version)
         return update
 
     async def close(self) -> None:
@@ -271,7 +278,7 @@ class Updates(AsyncIterator[Update]):
             self._told.popitem(last=False)
         # The positions are replaced, never changed, so a shallow copy is a snapshot.
         snapshot = dict(self._positions)
-        self._queue.put_nowait((source, Update(update.kind, memory, snapshot, self._token)))
+        self._queue.put_nowait((source, Update(update.kind, memory, snapshot, self._token), update))
 
     def _reach(self, number: int, vector: Vector) -> None:
         """Everything up to this vector has arrived."""

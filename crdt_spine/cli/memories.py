@@ -97,7 +97,7 @@ def update(
     add_tags: tuple[str, ...], remove_tags: tuple[str, ...], metadata: Mapping[str, Any], unset: tuple[str, ...],
     if_version: str | None,
 ) -> None:  # fmt: skip
-    """Change parts of the memory ID; what is not named stays as it is."""
+    """Change parts of the memory ID; what is not named stays."""
     context = click.get_current_context()
     if both := sorted(set(unset) & set(metadata)):
         raise click.UsageError(f"the key {both[0]!r} is both in --meta and in --unset", context)

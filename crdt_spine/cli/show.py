@@ -22,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from crdt_spine.cli.output import one_line, printable
-from crdt_spine.memory import Memory, Update
+from crdt_spine.memory import Conflict, Memory, Update
 
 WIDTH_ELSEWHERE: Final = 120  # columns, where the output is no terminal
 PREVIEW_LINES_MAX: Final = 3  # of a memory's content in a list
+PREVIEW_CHARACTERS_MAX: Final = 80  # of it, or of another value, in a table
 
 _KIND_STYLES: Final = {"stored": "green", "updated": "yellow", "deleted": "red"}
 
@@ -90,6 +91,74 @@ def memory_list(memories: Sequence[Memory]) -> RenderableType:
             head.append(f"  in {one_line(memory.thread)}", "dim")
         parts += [head, Padding(_preview(memory.content), (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def version_table(versions: Sequence[Memory]) -> RenderableType:
+    """A memory's versions, newest first: when, by whom, what is different from the one before it, the content."""
+    table = _table("written", "agent", "version", "changed", "content")
+    for memory, before in zip(versions, [*versions[1:], None], strict=True):
+        table.add_row(
+            Text(ago(memory.updated_at), style="dim"),
+            Text(one_line(memory.agent), style="magenta"),
+            Text(memory.version, style="dim", overflow="fold"),
+            Text(changes(before, memory)),
+            _beginning(memory.content),
+        )
+    return table
+
+
+def conflict_table(conflicts: Sequence[Conflict]) -> RenderableType:
+    """Lost values, each above what was kept, with agents and times."""
+    table = _table("memory", "field", "", "agent", "written", "value")
+    for conflict in conflicts:
+        table.add_row(
+            Text(one_line(conflict.memory_id), style="bold cyan", overflow="fold"),
+            Text(one_line(conflict.field)),
+            Text("lost", style="red"),
+            Text(one_line(conflict.lost_agent), style="magenta"),
+            Text(ago(conflict.lost_at), style="dim"),
+            _value(conflict.lost),
+        )
+        table.add_row(
+            "",
+            "",
+            Text("kept", style="green"),
+            Text(one_line(conflict.kept_agent), style="magenta"),
+            Text(ago(conflict.kept_at), style="dim"),
+            _value(conflict.kept),
+        )
+    return table
+
+
+def changes(before: Memory | None, after: Memory) -> str:
+    """What is different from the version before; of the earliest one known, whether it is the first."""
+    if before is None:
+        return "stored" if after.created_at == after.updated_at else ""
+    said = [name for name in ("content", "importance", "thread", "expires_at") if _differs(name, before, after)]
+    said += [f"+#{one_line(tag)}" for tag in sorted(after.tags - before.tags)]
+    said += [f"-#{one_line(tag)}" for tag in sorted(before.tags - after.tags)]
+    keys = sorted(before.metadata.keys() | after.metadata.keys())
+    said += [f"meta {one_line(key)}" for key in keys if before.metadata.get(key) != after.metadata.get(key)]
+    return ", ".join(said)
+
+
+def _differs(name: str, one: Memory, other: Memory) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _value(value: object) -> Text:
+    return Text("nothing", style="dim italic") if value is None else _beginning(_json(value))
+
+
+def _beginning(content: str) -> Text:
+    return Text(one_line(content[: PREVIEW_CHARACTERS_MAX + 1])[:PREVIEW_CHARACTERS_MAX], overflow="fold")
 
 
 def show_update(update: Update) -> None:

@@ -83,7 +83,7 @@ def cluster_view(report: dict[str, Any]) -> RenderableType:
         for node in report["nodes"]
         if node.get("problem")
     ]
-    return Group(head, _nodes(report["nodes"]), _quorum(report), *problems)
+    return Group(head, _nodes(report["nodes"]), _quorum(report), *_tombstones(report["nodes"]), *problems)
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> Table:
@@ -123,6 +123,34 @@ def _quorum(report: dict[str, Any]) -> Text:
     else:
         line = Text("every partition has its quorum", style="green")
     return line.append(f"   quorum failures so far: {failures:,}", style="yellow" if failures else "dim")
+
+
+def _tombstones(nodes: list[dict[str, Any]]) -> list[Text]:
+    """How many deletions are remembered and for how long, for whom they wait, and who is not waited for any more."""
+    from rich.text import Text
+
+    lines: list[Text] = []
+    if most := max((node.get("tombstones", 0) for node in nodes), default=0):
+        oldest = max((node.get("oldest_tombstone_seconds") or 0 for node in nodes), default=0)
+        line = Text(f"up to {most:,} tombstones on a node, the oldest {_duration(oldest)} old", style="dim")
+        waits: dict[str, float] = {}
+        for node in nodes:
+            for name, silent in node.get("tombstones_wait_for", {}).items():
+                waits[name] = max(silent, waits.get(name, 0.0))
+        for name, silent in sorted(waits.items()):
+            line.append(f"; they wait for {one_line(name)}, silent for {_duration(silent)}", style="yellow")
+        lines.append(line)
+    if retired := sorted({disk for node in nodes for disk in node.get("retired", ())}):
+        lines.append(Text(f"retired: {', '.join(map(one_line, retired))}", style="dim"))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """`3.2 h`: one unit is enough."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def bar(value: int, most: int) -> str:

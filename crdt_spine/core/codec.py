@@ -1,16 +1,18 @@
 """A record as bytes: MessagePack in the tables, JSON in sync pages, both from the same compact shape.
 
 Origins are listed once and referred to by index, as are actors and agents: a memory written by one change has one
-origin, however many registers and tags it has. Equal records are equal bytes. Anything that can't be a record raises
-`Garbled`.
+origin, however many registers and tags it has. Equal records are equal bytes, but for documents: each replica folds
+them when it likes. Anything that can't be a record raises `Garbled`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
+from crdt_spine.core.document import Document, part
 from crdt_spine.core.messages import Unreadable, Whole
 from crdt_spine.core.record import UNBORN, Life, Record
 from crdt_spine.core.registers import NEVER, Origin, Register
@@ -20,34 +22,50 @@ class Garbled(ValueError):
     """These bytes are no record."""
 
 
-class _StoredLife(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+class Incomplete(Garbled):
+    """This record has but a part of its document, and the rest is not here."""
+
+
+class _StoredLife(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: Annotated[int, msgspec.Meta(ge=-1)]  # index of its origin; -1: nobody stored or deleted it yet
     alive: bool
     agent: Whole
-    created: Whole | None  # None: the origin's time
+    created: Whole | None = None  # None: the origin's time
     thread: str | None = None
     clock: dict[str, Whole] = {}
     tags: tuple[str, ...] = ()
+    after: dict[int, dict[str, Whole]] = {}
 
 
-class Stored(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """The compact shape. An origin is (time, actor index, n, agent index); a register is [origin index, value]."""
+class _StoredDocument(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    seen: dict[str, Whole]
+    base: bytes | None  # None: only a part travels (document.part)
+    tail: list[tuple[str, Whole, bytes]]
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The compact shape. An origin is (time, actor index, n, agent index); a register is [origin index, value]. What
+    is empty at the end is left out."""
 
     actors: list[str]
     agents: list[str]
     origins: list[tuple[Whole, Whole, Whole, Whole]]
     version: list[Whole]  # by actor index
     life: _StoredLife
-    content: tuple[Whole, str | None] | None
-    importance: tuple[Whole, float | None] | None
-    expires: tuple[Whole, Whole | None] | None
-    tags: dict[str, list[Whole]]
-    metadata: dict[str, tuple[Whole, Any]]
+    content: tuple[Whole, str | None] | None = None
+    importance: tuple[Whole, float | None] | None = None
+    expires: tuple[Whole, Whole | None] | None = None
+    tags: dict[str, Whole | list[Whole]] = {}  # origin indexes, without a list where it is one
+    metadata: dict[str, tuple[Whole, Any]] = {}
     silent: list[tuple[Whole, Whole]] = []  # (actor index, time) of last changes that left no origin
+    document: _StoredDocument | None = None
 
 
-def pack(record: Record) -> Stored:
-    """The compact shape of a record (its id travels beside it)."""
+_EMPTY: tuple[Any, ...] = (None, {}, [], ())
+
+
+def pack(record: Record) -> list[Any]:
+    """The compact shape of a record (its id travels beside it), as `Stored` reads it."""
     return _Packing(record).stored()
 
 
@@ -65,7 +83,7 @@ def unpack(id: str, stored: Stored) -> Record:
         life = stored.life
         at = origins[life.at] if life.at >= 0 else NEVER
         created = at.time if life.created is None else life.created
-        value = Life(life.alive, agents[life.agent], life.thread, created, life.clock, life.tags)
+        value = Life(life.alive, agents[life.agent], life.thread, created, life.clock, life.tags, life.after)
         return Record(
             id,
             version,
@@ -75,7 +93,11 @@ def unpack(id: str, stored: Stored) -> Record:
             None if stored.importance is None else Register(origins[stored.importance[0]], stored.importance[1]),
             None if stored.expires is None else Register(origins[stored.expires[0]], stored.expires[1]),
             {key: Register(origins[index], value) for key, (index, value) in stored.metadata.items()},
-            {tag: tuple([origins[index] for index in indexes]) for tag, indexes in stored.tags.items()},
+            {
+                tag: (origins[added],) if isinstance(added, int) else tuple([origins[index] for index in added])
+                for tag, added in stored.tags.items()
+            },
+            None if stored.document is None else _document(stored.document),
         )
     except (IndexError, ValueError) as error:
         if isinstance(error, Garbled):
@@ -102,8 +124,10 @@ def from_bytes(id: str, data: bytes) -> Record:
         raise Garbled(f"record {id!r} in the tables: {error}") from error
 
 
-def to_json(record: Record) -> msgspec.Raw:
-    """The record as sync pages carry it."""
+def to_json(record: Record, have: Mapping[str, int] = {}) -> msgspec.Raw:
+    """The record as sync pages carry it, to somebody who has everything within `have`."""
+    if record.document is not None:
+        record = msgspec.structs.replace(record, document=part(record.document, have))
     return msgspec.Raw(_to_json(pack(record)))
 
 
@@ -113,6 +137,20 @@ def from_json(id: str, data: msgspec.Raw) -> Record:
         return unpack(id, _from_json(data))
     except Unreadable as error:
         raise Garbled(f"record {id!r} in a sync page: {error}") from error
+
+
+def _trimmed(fields: list[Any]) -> list[Any]:
+    while fields[-1] in _EMPTY:
+        fields.pop()
+    return fields
+
+
+def _stored_document(document: Document) -> _StoredDocument:
+    return _StoredDocument(dict(sorted(document.seen.items())), document.base, list(document.tail))
+
+
+def _document(stored: _StoredDocument) -> Document:
+    return Document(stored.seen, stored.base, tuple(stored.tail))
 
 
 class _Packing:
@@ -126,16 +164,16 @@ class _Packing:
         self.origins: dict[Origin, int] = {}
         self.listed: list[tuple[int, int, int, int]] = []
 
-    def stored(self) -> Stored:
+    def stored(self) -> list[Any]:
         record = self.record
         life = record.life.value
         at = -1 if record.life.origin == NEVER else self.origin(record.life.origin)
         created = None if at >= 0 and life.created == record.life.origin.time else life.created
-        packed_life = _StoredLife(
-            at, life.alive, self.agent(life.agent), created, life.thread, life.clock, life.tags,
-        )  # fmt: skip
+        packed_life = _trimmed(
+            [at, life.alive, self.agent(life.agent), created, life.thread, life.clock, life.tags, life.after]
+        )
         content, importance, expires = map(self.register, (record.content, record.importance, record.expires))
-        tags = {tag: [self.origin(origin) for origin in record.tags[tag]] for tag in sorted(record.tags)}
+        tags = {tag: self.adds(origins) for tag, origins in sorted(record.tags.items())}
         metadata = {key: (self.origin(r.origin), r.value) for key, r in sorted(record.metadata.items())}
         version = [record.version[actor] for actor in self.actors]
         told = {(actor, n) for _, actor, n, _ in self.listed}
@@ -144,13 +182,16 @@ class _Packing:
             for (actor, index), n in zip(self.actors.items(), version, strict=True)
             if (index, n) not in told
         ]
-        return Stored(
+        return _trimmed([
             list(self.actors), list(self.agents), self.listed, version, packed_life, content, importance, expires,
-            tags, metadata, silent,
-        )  # fmt: skip
+            tags, metadata, silent, None if record.document is None else _stored_document(record.document),
+        ])  # fmt: skip
 
     def register(self, register: Register | None) -> tuple[int, Any] | None:
         return None if register is None else (self.origin(register.origin), register.value)
+
+    def adds(self, origins: tuple[Origin, ...]) -> int | list[int]:
+        return self.origin(origins[0]) if len(origins) == 1 else [self.origin(origin) for origin in origins]
 
     def origin(self, origin: Origin) -> int:
         index = self.origins.get(origin)

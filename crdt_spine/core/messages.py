@@ -38,6 +38,11 @@ Unreadable: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 Vector = dict[str, Whole]
 Vectors = dict[int, Vector]  # partition -> vector
+
+# The causal past of a thread's entry (core/thread.py): agent -> how many of its events; partition -> dots elsewhere.
+Clock = Annotated[dict[Agent, Whole], msgspec.Meta(max_length=limits.THREAD_AGENTS_MAX)]
+Dots = Annotated[Vector, msgspec.Meta(max_length=limits.THREAD_ACTORS_MAX)]
+After = Annotated[dict[int, Dots], msgspec.Meta(max_length=limits.PARTITIONS_MAX)]
 NodeState = Literal["starting", "up", "full", "stopping"]
 Level = Literal["eventual", "read-your-writes", "causal", "strong"]
 
@@ -53,8 +58,10 @@ class Change(_Message, frozen=True, kw_only=True):
     """One agent operation on one record. Its dot is (the delta's actor, first + its index), its stamp (time, actor).
 
     `alive`: true for a store, false for a delete, absent for an update. A store carries what is fixed at birth
-    (`thread`, `clock`, `created`), a delete what its tombstone keeps (`life_agent`, `thread`, `created`, `last_tags`).
+    (`thread`, `clock`, `after`, `created`), a delete what its tombstone keeps (`life_agent`, `thread`, `created`,
+    `last_tags`).
     `remove` names, for each tag that the change takes away, the dots it saw, `operation` the agent's operation id.
+    `document` is a Yjs update of the content with the origin `base` (time, actor), or of the change's own content.
     """
 
     id: str
@@ -70,9 +77,12 @@ class Change(_Message, frozen=True, kw_only=True):
     remove: dict[str, tuple[tuple[str, Whole], ...]] = {}
     thread: str | None = None
     clock: Vector = {}
+    after: Vectors = {}
     created: Whole = 0
     life_agent: str = ""
     last_tags: tuple[str, ...] = ()
+    document: bytes | None = None
+    base: tuple[Whole, str] | None = None
 
 
 class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"):
@@ -139,6 +149,10 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     In answer to a node that starts, `known` is what `known_of` had said to have: has it less now, its disk is an old
     one. `ahead` has the nodes whose last announcement was from the future, by how many milliseconds: their clocks are
     ahead of this one's at least as far.
+
+    `disk` names the disk by the actor under which it began, empty where that is `actor`. `retired` are the disks that
+    count no more, `silent` the nodes that were not heard of lately, for how many seconds (core/retirement.py). `epoch`
+    is that of the membership which the node has adopted (core/membership.py).
     """
 
     node: str
@@ -150,13 +164,17 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     known_of: str = ""
     known: Vectors = {}
     ahead: dict[str, Whole] = {}
+    disk: str = ""
+    retired: tuple[str, ...] = ()
+    silent: dict[str, Whole] = {}
+    epoch: Whole = 0
 
 
 class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
     """since(have), one page of it: the records with a change that is not within `have`, behind the id `after`.
 
     The first page's request has no `upto`: the answer fixes it (rule 6). With `whole` (and an empty `have`) the asker
-    wants to know what is not there, too.
+    wants to know what is not there, too. `disk` is the asker's (`Announcement.disk`): a retired one gets no answer.
     """
 
     partition: int
@@ -165,6 +183,7 @@ class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sy
     after: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1)] = 512
     whole: bool = False
+    disk: str = ""
 
 
 class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/1"):
@@ -172,7 +191,8 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
 
     `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot. `clock` is
     the source's hybrid clock: what it has forgotten was stamped below it. With `whole` the records are all there are
-    behind the id `after`, through `next`.
+    behind the id `after`, through `next`. Of what is within `forgotten`, tombstones may be missing here that not every
+    replica had: who does not have that much must ask for the whole (core/retirement.py).
     """
 
     partition: int
@@ -183,6 +203,7 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
     clock: Annotated[int, msgspec.Meta(ge=0)] = 0
     after: str | None = None
     whole: bool = False
+    forgotten: Vector = {}
 
 
 # -- what an agent asks a node ---------------------------------------------------------------------------------------
@@ -196,7 +217,8 @@ class Get(_Message, frozen=True, kw_only=True, tag="get", tag_field="do"):
 
 
 class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
-    """Store one memory whole. `acks` is how many replicas must have it durably; `agent` where not the request's."""
+    """Store one memory whole. `acks` is how many replicas must have it durably; `agent` where not the request's. An
+    append to a thread has its `clock`, and in `after` the thread's entries of other partitions that it comes after."""
 
     i: int
     id: Id
@@ -207,6 +229,8 @@ class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     importance: Importance = 0.5
     expires: Whole | None = None
     created: Whole = 0
+    clock: Clock = {}
+    after: After = {}
     acks: Acks | None = None
     agent: Agent | None = None
 
@@ -236,9 +260,33 @@ class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
     agent: Agent | None = None
 
 
+class GetDocument(_Message, frozen=True, kw_only=True, tag="document", tag_field="do"):
+    """Read one memory's document: of the one that belongs to the content `base`, only what is not within `have`."""
+
+    i: int
+    id: Id
+    base: tuple[Whole, str] | None = None
+    have: Vector = {}
+
+
+class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag_field="do"):
+    """Merge a Yjs update into the document of the content `base`; without one, begin a memory with it. `client` is the
+    Yjs client id that made it, `clock` how far that had come in the document it was made on."""
+
+    i: int
+    id: Id
+    update: Annotated[bytes, msgspec.Meta(min_length=1, max_length=limits.DOCUMENT_EDIT_BYTES_MAX)]
+    client: Whole
+    clock: Whole = 0
+    base: tuple[Whole, str] | None = None
+    acks: Acks | None = None
+    agent: Agent | None = None
+
+
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     """A page of a selection from these partitions. `after` is (created, id) of the last memory shown; by relevance,
-    `shown` lists the ids that earlier pages had."""
+    `shown` lists the ids that earlier pages had. `causal`: say of each hit what its order in a thread needs, and of the
+    page what it is a picture of."""
 
     i: int
     selection: Selection
@@ -248,6 +296,26 @@ class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     after: tuple[Whole, str] | None = None
     shown: tuple[str, ...] = ()
     partitions: tuple[int, ...] | None = None
+    causal: bool = False
+
+
+class History(_Message, frozen=True, kw_only=True, tag="history", tag_field="do"):
+    """What a memory is and was, newest first: `hits` with the time and the version of each. `after` is (time, version)
+    of the last one of the page before."""
+
+    i: int
+    id: Id
+    after: tuple[Whole, str] | None = None
+
+
+class Conflicts(_Message, frozen=True, kw_only=True, tag="conflicts", tag_field="do"):
+    """Values lost to concurrent writes, of one memory or of all, newest first. `after` is the place of the last one of
+    the page before: (time, id, field, actor, n)."""
+
+    i: int
+    id: Id | None = None
+    limit: Limit = 200
+    after: tuple[Whole, str, str, str, Whole] | None = None
 
 
 class Reach(_Message, frozen=True, kw_only=True, tag="reach", tag_field="do"):
@@ -262,8 +330,8 @@ class Status(_Message, frozen=True, kw_only=True, tag="status", tag_field="do"):
     i: int
 
 
-Operation = Get | Store | Edit | Delete | Query | Reach | Status
-Write = Store | Edit | Delete
+Operation = Get | Store | Edit | Delete | GetDocument | EditDocument | Query | History | Conflicts | Reach | Status
+Write = Store | Edit | Delete | EditDocument
 
 
 class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="request/1"):
@@ -281,12 +349,28 @@ class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="reques
 
 class Hit(_Message, frozen=True, kw_only=True):
     """One memory of a page; `score` (relevance: smaller is better) or (created, id) puts pages of several nodes in
-    order."""
+    order. Of a causal query, `born` is the dot of its last store, with what that came `after`, and `changes` its
+    version where that is more than `born`."""
 
     created: int
     memory: msgspec.Raw
     id: str
     score: float = 0.0
+    born: tuple[str, Whole] | None = None
+    after: Vectors = {}
+    changes: Vector = {}
+    replaced: bool = False  # it is younger than its creation time says
+
+
+class DocumentPart(_Message, frozen=True, kw_only=True):
+    """A document, or what its reader misses of it: `core.document.Document`, and the content that it began with; None
+    where the reader has that or does not need it."""
+
+    key: tuple[Whole, str]
+    content: str | None = None
+    seen: Vector = {}
+    base: bytes | None = b""
+    tail: list[tuple[str, Whole, bytes]] = []
 
 
 class Result(_Message, frozen=True, kw_only=True):
@@ -296,11 +380,15 @@ class Result(_Message, frozen=True, kw_only=True):
     memory: msgspec.Raw = NOTHING  # get, update: a `Memory`; empty where there is none
     created: int = 0  # store: hybrid times and version of the memory
     updated: int = 0
-    version: str | None = None
+    version: str | None = None  # history: of the living memory
+    born: tuple[str, Whole] | None = None  # store with a clock: its dot
     existed: bool | None = None  # delete
-    hits: list[Hit] | None = None  # query
+    hits: list[Hit] | None = None  # query, history
+    receipts: list[msgspec.Raw] | None = None  # conflicts: `conflicts.Receipt`
     more: bool = False
+    cut: Vectors = {}  # causal query: all within it that lives, and belongs on this page, is on it
     status: msgspec.Raw = NOTHING
+    document: DocumentPart | None = None  # document: None where there is no memory
     error: str | None = None  # the name of an error class, or "Behind", "Busy", "NotHere": try another replica
     message: str | None = None
     outcome: Literal["not applied", "unknown"] | None = None

@@ -8,7 +8,7 @@ Bieniusa et al., "An optimized conflict-free replicated set" (2012).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from crdt_spine.core.registers import Origin
 
@@ -23,25 +23,35 @@ def add(tags: Tags, elements: Iterable[str], origin: Origin) -> None:
         tags[element] = (origin,) if before is None else tuple(sorted((*before, origin)))
 
 
-def remove(tags: Tags, seen: Mapping[str, Iterable[Dot]]) -> None:
+def remove(tags: Tags, seen: Mapping[str, Collection[Dot]]) -> None:
     """Take away, from a set of the caller's own, the adds of each element that the remover saw.
 
     Dots are named per element: one change may add several elements, and they share its dot.
     """
     for element, dots in seen.items():
         if element in tags:
-            gone = set(dots)
-            _keep(tags, element, tuple(o for o in tags[element] if (o.actor, o.n) not in gone))
+            _keep(tags, element, tuple([o for o in tags[element] if (o.actor, o.n) not in dots]))
 
 
 def merge(one: Tags, one_version: Mapping[str, int], other: Tags, other_version: Mapping[str, int]) -> Tags:
     """The join of two sets in the context of their records' versions."""
+    if one == other:
+        return one  # as most are: few changes touch the tags
     merged: Tags = {}
-    for element in one.keys() | other.keys():
-        mine, theirs = one.get(element, ()), other.get(element, ())
-        kept = {o for o in mine if o in theirs or o.n > other_version.get(o.actor, 0)}
-        kept |= {o for o in theirs if o.n > one_version.get(o.actor, 0)}
-        _keep(merged, element, tuple(sorted(kept)))
+    for element, mine in one.items():
+        theirs = other.get(element)
+        if theirs is None:
+            kept = _unseen(mine, other_version)
+        elif mine == theirs:
+            kept = mine
+        else:
+            both = set(mine) & set(theirs)
+            kept = tuple(sorted(both.union(_unseen(mine, other_version), _unseen(theirs, one_version))))
+        if kept:
+            merged[element] = kept
+    for element, theirs in other.items():
+        if element not in one and (kept := _unseen(theirs, one_version)):
+            merged[element] = kept
     return merged
 
 
@@ -60,3 +70,8 @@ def _keep(tags: Tags, element: str, origins: tuple[Origin, ...]) -> None:
         tags[element] = origins
     else:
         tags.pop(element, None)
+
+
+def _unseen(origins: tuple[Origin, ...], version: Mapping[str, int]) -> tuple[Origin, ...]:
+    """The adds that a version has not seen."""
+    return tuple([origin for origin in origins if origin.n > version.get(origin.actor, 0)])

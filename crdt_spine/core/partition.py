@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from crdt_spine.core import conflicts
 from crdt_spine.core.causality import Vector, join, join_into, meet, within
 from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.messages import Change, Delta
@@ -37,6 +38,9 @@ class Records(Protocol):
 
 #: Told of every change that took effect: the record before and after it, and the dot (actor, n).
 Watcher = Callable[[int, Record | None, Record, str, int], None]
+
+#: Told what was found about values that were lost to concurrent writes.
+Reporter = Callable[[list[conflicts.Finding]], None]
 
 
 class _Open(msgspec.Struct):
@@ -61,7 +65,10 @@ class Partition:
         self.waiting: dict[str, list[tuple[int, int, Delta]]] = {}  # actor -> (first, -length, delta), ascending
         self.waiting_changes = 0
         self.heard: dict[str, Vector] = {}  # replica -> the newest announcement that counts
+        self.forgotten: Vector = {}  # what is within it may miss tombstones that not every replica had
         self.watcher: Watcher | None = None
+        self.reporter: Reporter | None = None
+        self._promised: Vector = {}  # the vectors of sources of which pages were merged
         self._open: _Open | None = None  # this turn's own changes
         self._sealed: list[Delta] = []  # and those under an earlier name
 
@@ -173,10 +180,34 @@ class Partition:
             record = self.records.get(change.id)
             if record is None or n > record.version.get(actor, 0):  # rule 4
                 after = apply(record, change, Origin(change.time, actor, n, change.agent))
+                if record is not None:
+                    for other, m in record.version.items():
+                        if delta.deps.get(other, 0) < m and other != actor:
+                            self._report(delta, n, change, record, after)  # its writer had not seen all of the record
+                            break
                 if after is not record:
                     self._keep(record, after, actor, n)
-            self.clock.observe(change.time)
+            elif not within(record.version, delta.deps):
+                self._report(delta, n, change, record, None)
             self.vector[actor] = n
+        self.clock.observe(delta.changes[-1].time)  # an actor's times rise
+
+    def _report(self, delta: Delta, n: int, change: Change, before: Record, after: Record | None) -> None:
+        """Tell of lost values. `after` is None where the record had the change already."""
+        self._close()
+        if self.reporter is None:
+            return
+        origin, seen = Origin(change.time, delta.actor, n, change.agent), {**delta.deps, delta.actor: n - 1}
+        if after is None:
+            self.reporter(conflicts.of_skipped(change, origin, seen))
+        else:
+            judged = conflicts.saw(self._promised, origin) and not conflicts.saw(self.vector, before.life.origin)
+            self.reporter(conflicts.of_change(before, after, change, origin, seen, judged))
+
+    def _close(self) -> None:
+        """End the delta under way: its `deps` must not have what comes now, to a record that it may have changed."""
+        if self._open is not None:
+            self._sealed = self.seal()
 
     def _keep(self, before: Record | None, after: Record, actor: str, n: int) -> None:
         if before is None or before.life is not after.life:
@@ -195,15 +226,23 @@ class Partition:
 
     # -- since ------------------------------------------------------------------------------------------------------
 
-    def merge_records(self, records: Iterable[Record]) -> None:
-        """One page of a sync: records may now be ahead of the vector (rule 3 is the answer to that)."""
+    def merge_records(self, records: Iterable[Record], upto: Vector | None = None) -> None:
+        """One page of a sync: records may now be ahead of the vector (rule 3 is the answer to that). `upto` is the
+        source's vector when the sync began; without it nothing is said about lost values."""
         for theirs in records:
             mine = self.records.get(theirs.id)
             # Where all of a record was here and it is not, its tombstone was dropped: a page that was made before that,
             # or is replayed from the journal after it, must not bring it back.
             if within(theirs.version, self.vector if mine is None else mine.version):
                 continue
+            # Nor where the store that gave it life was here: a delete wins over what was changed elsewhere meanwhile.
+            if mine is None and _born_within(theirs, self.vector):
+                continue
             merged = theirs if mine is None else merge(mine, theirs)
+            if mine is not None and not within(mine.version, theirs.version) and not within(mine.version, upto or {}):
+                self._close()  # the source had not seen all of this record
+                if self.reporter is not None and upto is not None:
+                    self.reporter(conflicts.of_merge(mine, theirs, merged, upto, self.vector))
             if merged == mine:
                 continue
             self.clock.observe(merged.updated)
@@ -211,33 +250,40 @@ class Partition:
             self.records.put(self.number, merged)
             if self.watcher is not None:
                 self.watcher(self.number, mine, merged, "", 0)
+        self._promised = join(self._promised, upto or {})
 
     def drop_absent(
         self, ids: Collection[str], upto: Mapping[str, int], after: str | None, through: str | None
     ) -> None:
         """Forget the records behind `after`, through `through`, that a source with `upto` no longer has, `ids` being
-        those it has. It had all of them: their tombstones were dropped after the copy was made that is this disk."""
+        those it has. It had all of them: their tombstones were dropped after the copy was made that is this disk. What
+        was changed here after its death there is dead as well."""
         while page := self.records.changed(self.number, {}, after, SYNC_PAGE_RECORDS_MAX):
             for record in page:
                 after = record.id
                 if through is not None and after > through:
                     return
-                if after not in ids and within(record.version, upto):
+                if after not in ids and (within(record.version, upto) or _born_within(record, upto)):
                     self._count(record, None)
                     self.records.drop(self.number, after)
 
-    def finish_sync(self, upto: Mapping[str, int], latest: int) -> list[Delta]:
-        """The last page is in: the source's vector at the start of the sync holds here too (rule 6)."""
+    def finish_sync(self, upto: Mapping[str, int], latest: int, forgotten: Mapping[str, int] = {}) -> list[Delta]:
+        """The last page is in: the source's vector at the start of the sync holds here too (rule 6), and what it had
+        `forgotten` is missing here as well."""
         self.vector = join(self.vector, upto)
+        join_into(self.forgotten, forgotten)
         return self.drain(latest)
 
     # -- stability --------------------------------------------------------------------------------------------------
 
     def hear(self, replica: str, vector: Mapping[str, int]) -> bool:
         """An announcement of another replica; False while it does not count yet (rule 8)."""
+        heard = self.heard.get(replica)
+        if heard == vector:
+            return True
         if not within(vector, self.vector):
             return False
-        self.heard[replica] = join(self.heard.get(replica, {}), vector)
+        self.heard[replica] = join(heard or {}, vector)
         return True
 
     def unhear(self, replica: str) -> None:
@@ -248,17 +294,25 @@ class Partition:
         """What every replica has, as far as it was heard; `replicas` are the others that must agree."""
         return meet([self.vector, *(self.heard.get(replica, {}) for replica in replicas)])
 
-    def collect(self, tombstones: Iterable[Record], replicas: Iterable[str]) -> int:
-        """Forget the tombstones that every replica has (rule 9); how many."""
+    def collect(self, tombstones: Iterable[Record], replicas: Iterable[str], retired: Collection[str] = ()) -> int:
+        """Forget the tombstones that every replica has (rule 9), but for those that are `retired`; how many."""
         stable = self.stable(replicas)
         collected = 0
         for tombstone in tombstones:
             record = self.records.get(tombstone.id)
             if record is not None and not record.alive and within(record.version, stable):
+                if retired:
+                    join_into(self.forgotten, record.version)
                 self._count(record, None)
                 self.records.drop(self.number, record.id)
                 collected += 1
         return collected
+
+
+def _born_within(record: Record, vector: Mapping[str, int]) -> bool:
+    """Does the vector have the store that gave a record its life?"""
+    origin = record.life.origin
+    return record.alive and vector.get(origin.actor, 0) >= origin.n
 
 
 def latest_time(now: int, drift: int) -> int:

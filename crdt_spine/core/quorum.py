@@ -31,10 +31,11 @@ _n = attrgetter("n")
 class Quorum:
     """The writes of one partition that wait at this coordinator, and what every replica is known to have."""
 
-    __slots__ = ("_chains", "durable")
+    __slots__ = ("_chains", "durable", "muted")
 
     def __init__(self) -> None:
         self.durable: dict[str, dict[str, int]] = {}  # replica -> actor -> n; this node among them
+        self.muted: frozenset[str] = frozenset()  # replicas that count for no quorum: they join, or leave
         self._chains: dict[tuple[str, int], list[Waiting]] = {}  # (actor, needed) -> those that wait, by n
 
     @property
@@ -43,8 +44,8 @@ class Quorum:
         return [waiting for chain in self._chains.values() for waiting in chain]
 
     def confirmed(self, actor: str, n: int) -> int:
-        """How many replicas have the change."""
-        return sum(1 for reached in self.durable.values() if reached.get(actor, 0) >= n)
+        """How many replicas that count have the change."""
+        return sum(reached.get(actor, 0) >= n for name, reached in self.durable.items() if name not in self.muted)
 
     def wait(self, waiting: Waiting) -> bool:
         """Remember a write until `reached` or `expire` gives it back; False: it is done already."""
@@ -60,13 +61,23 @@ class Quorum:
     def reached(self, replica: str, vector: Mapping[str, int]) -> list[Waiting]:
         """A replica durably has this much; the writes that are done with it, those of one actor in their order."""
         known = self.durable.setdefault(replica, {})
+        if known == vector:
+            return []
         grown = False
         for actor, n in vector.items():
             if known.get(actor, 0) < n:
                 known[actor] = n
                 grown = True
-        if not grown or not self._chains:
+        return self._done() if grown else []
+
+    def mute(self, replicas: frozenset[str]) -> list[Waiting]:
+        """These replicas, and no others, do not count from now on; the writes that are done now."""
+        if replicas == self.muted:
             return []
+        self.muted = replicas
+        return self._done()
+
+    def _done(self) -> list[Waiting]:
         done: list[Waiting] = []
         for (actor, needed), chain in list(self._chains.items()):
             level = self._level(actor, needed)
@@ -97,4 +108,5 @@ class Quorum:
         """Up to where at least `needed` replicas have an actor's changes."""
         if len(self.durable) < needed:
             return 0
-        return sorted([reached.get(actor, 0) for reached in self.durable.values()])[-needed]
+        reached = [have.get(actor, 0) for name, have in self.durable.items() if name not in self.muted]
+        return sorted(reached)[-needed] if len(reached) >= needed else 0

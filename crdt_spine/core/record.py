@@ -6,6 +6,8 @@ A record is a value: applying a change or merging another replica's record gives
 - `life` is the LWW register of being alive: a store writes it, a delete writes it, an update never does. So a delete
   wins over a concurrent update. Its origin is the floor: whatever was written below it is dead.
 - content, importance, expiry and each metadata key are LWW registers, tags an OR-set.
+- `document` has the edits that agents made together on top of the content (core/document.py): those of this content's
+  origin. Whoever writes the whole content anew wins over all edits of the one before.
 - `version` has the last dot of every actor that changed the record since the floor, `times` when that was. A change
   whose dot is in it is not applied again; one below the floor has no effect and leaves no dot. So a record is a
   function of the set of changes that reached it, and replicas agree on it even where some had dropped the tombstone
@@ -22,7 +24,8 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import orset
-from crdt_spine.core.causality import Vector
+from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.document import Document, edited, key_of, merged, text_of
 from crdt_spine.core.messages import Change
 from crdt_spine.core.registers import NEVER, Origin, Register, above, later
 
@@ -30,8 +33,9 @@ from crdt_spine.core.registers import NEVER, Origin, Register, above, later
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The value of the alive register: what is fixed at a memory's birth, or what is left of it after its death.
 
-    `created` is a hybrid time. `tags` is empty while it lives; a tombstone keeps the last ones, so that a subscription
-    that comes back later can still tell that a memory it followed was deleted.
+    `created` is a hybrid time, `clock` and `after` are the causal past of what was appended to a thread
+    (core/thread.py). `tags` is empty while it lives; a tombstone keeps the last ones, so that a subscription that comes
+    back later can still tell that a memory it followed was deleted.
     """
 
     alive: bool
@@ -40,6 +44,7 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     created: int
     clock: dict[str, int]
     tags: tuple[str, ...]
+    after: dict[int, dict[str, int]] = {}
 
 
 UNBORN = Register(NEVER, Life(False, "", None, 0, {}, ()))
@@ -60,6 +65,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     expires: Register | None
     metadata: dict[str, Register]
     tags: orset.Tags
+    document: Document | None = None
+
+    @property
+    def text(self) -> str:
+        """What its content reads as. Of a document it is made anew each time; a node has `OpenDocuments` for that."""
+        return text_of(self.content, self.document)
 
     @property
     def alive(self) -> bool:
@@ -89,6 +100,7 @@ def same_memory(one: Record, other: Record) -> bool:
         and one.expires == other.expires
         and one.metadata == other.metadata
         and one.tags == other.tags
+        and one.document == other.document
     )
 
 
@@ -108,8 +120,13 @@ def apply(record: Record | None, change: Change, origin: Origin) -> Record:
     if origin < floor:
         return record
     content, importance, expires, metadata = record.content, record.importance, record.expires, record.metadata
+    document = record.document
     if change.content is not None:
         content = later(content, Register(origin, change.content))
+        if content is not record.content:
+            document = None
+    if change.document is not None and key_of(content) == (change.base or (origin.time, origin.actor)):
+        document = edited(content, document, origin.actor, origin.n, change.document)
     if change.importance is not None:
         importance = later(importance, Register(origin, change.importance))
     if change.expires is not msgspec.UNSET:
@@ -124,26 +141,45 @@ def apply(record: Record | None, change: Change, origin: Origin) -> Record:
     version = {**record.version, origin.actor: origin.n}
     times = {**record.times, origin.actor: origin.time}
     if change.alive is None:
-        return Record(record.id, version, times, record.life, content, importance, expires, metadata, tags)
+        return Record(record.id, version, times, record.life, content, importance, expires, metadata, tags, document)
     life = _life(change, origin)
-    return _above_floor(Record(record.id, version, times, life, content, importance, expires, metadata, tags))
+    return _above_floor(Record(record.id, version, times, life, content, importance, expires, metadata, tags, document))
 
 
 def merge(one: Record, other: Record) -> Record:
     """The join of two replicas' records of one memory."""
-    life = later(one.life, other.life)
-    assert life is not None
+    # Who has all changes of the other has its state as well; but of a document it may have only a part.
+    if one.document is other.document is None:
+        if within(other.version, one.version):
+            return one
+        if within(one.version, other.version):
+            return other
     version, times = dict(one.version), dict(one.times)
     for actor, n in other.version.items():
         if version.get(actor, 0) < n:
             version[actor] = n
             times[actor] = other.times[actor]
-    merged = Record(
+    life = one.life if one.life.origin >= other.life.origin else other.life
+    both = Record(
         one.id, version, times, life, later(one.content, other.content), later(one.importance, other.importance),
         later(one.expires, other.expires), _merge_metadata(one.metadata, other.metadata),
         orset.merge(one.tags, one.version, other.tags, other.version),
+        None if one.document is other.document is None else _merge_documents(one, other),
     )  # fmt: skip
-    return merged if one.life.origin == other.life.origin else _above_floor(merged)
+    return both if one.life.origin == other.life.origin else _above_floor(both)
+
+
+def completes(record: Record | None, theirs: Record, vector: Vector) -> bool:
+    """Can another replica's record be merged, though it may have but a part of its document? Else it is to be asked for
+    whole. `vector` is the own replica's: who had the memory and has no record of it has dropped it."""
+    if theirs.document is None or theirs.document.base is not None:
+        return True
+    if record is None:
+        return vector.get(theirs.life.origin.actor, 0) >= theirs.life.origin.n
+    mine, key, floor = key_of(record.content), key_of(theirs.content), record.life.origin
+    if mine != key:
+        return max(mine, (floor.time, floor.actor)) > key  # it is dead here
+    return within(theirs.document.seen, record.document.reached if record.document is not None else {})
 
 
 def _born(change: Change, origin: Origin) -> Record:
@@ -155,13 +191,17 @@ def _born(change: Change, origin: Origin) -> Record:
         None if change.expires is msgspec.UNSET else Register(origin, change.expires),
         {key: Register(origin, value) for key, value in change.metadata.items()} if change.metadata else {},
         dict.fromkeys(change.add, (origin,)) if change.add else {},
+        None if change.document is None else edited(None, None, origin.actor, origin.n, change.document),
     )  # fmt: skip
 
 
 def _life(change: Change, origin: Origin) -> Register:
     created = change.created or origin.time
     agent = change.life_agent or origin.agent
-    return Register(origin, Life(bool(change.alive), agent, change.thread, created, change.clock, change.last_tags))
+    return Register(
+        origin,
+        Life(bool(change.alive), agent, change.thread, created, change.clock, change.last_tags, change.after),
+    )
 
 
 def _is_above(origin: Origin, times: dict[str, int]) -> bool:
@@ -173,12 +213,24 @@ def _is_above(origin: Origin, times: dict[str, int]) -> bool:
 
 
 def _merge_metadata(one: dict[str, Register], other: dict[str, Register]) -> dict[str, Register]:
+    if not one or not other:
+        return one or other
     merged = dict(one)
     for key, register in other.items():
         mine = merged.get(key)
         if mine is None or register.origin > mine.origin:
             merged[key] = register
     return merged
+
+
+def _merge_documents(one: Record, other: Record) -> Document | None:
+    """The edits of the content that stays: that of the greater origin."""
+    mine, theirs = key_of(one.content), key_of(other.content)
+    if mine != theirs:
+        return one.document if mine > theirs else other.document
+    if one.document is None or other.document is None:
+        return one.document or other.document
+    return merged(one.content, one.document, other.document)
 
 
 def _above_floor(record: Record) -> Record:
@@ -194,4 +246,5 @@ def _above_floor(record: Record) -> Record:
     return Record(
         record.id, version, times, record.life, above(record.content, floor), above(record.importance, floor),
         above(record.expires, floor), metadata, orset.drop_below(record.tags, floor),
+        record.document if record.content is None or record.content.origin >= floor else None,
     )  # fmt: skip

@@ -10,17 +10,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from crdt_spine.core import codec, writes
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
-from crdt_spine.core.messages import Ack, Announcement, Delete, Delta, Edit, Store, SyncPage, Vectors, Write, encode
-from crdt_spine.core.partition import Partition, Records, latest_time
+from crdt_spine.core.messages import (
+    Ack,
+    Announcement,
+    Delete,
+    Delta,
+    Edit,
+    EditDocument,
+    Store,
+    SyncPage,
+    Vectors,
+    Write,
+    encode,
+)
+from crdt_spine.core.open_documents import OpenDocuments
+from crdt_spine.core.partition import Partition, Records, Reporter, latest_time
 from crdt_spine.core.quorum import Quorum, Waiting
-from crdt_spine.core.record import Record
+from crdt_spine.core.record import Record, completes
+from crdt_spine.core.retirement import Retirement
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
@@ -87,6 +101,7 @@ class Replica:
         write_quorum: int,
         *,
         drift: int = CLOCK_DRIFT_MILLISECONDS_MAX,
+        retirement: Retirement | None = None,
     ) -> None:
         self.node = node
         self.actor = actor
@@ -97,18 +112,71 @@ class Replica:
         self.drift = drift
         self.partitions = {number: Partition(number, records, clock) for number in peers}
         self.quorums = {number: Quorum() for number in peers}
+        self.counting = {number: 1 + len(others) for number, others in peers.items()}  # who counts for a quorum
         self.durable: Vectors = {number: {} for number in peers}
         self.unsettled: dict[str, int] = {}  # id -> number of unfinished turns that touched it
+        self.documents = OpenDocuments()
         self.operations: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
         self.actors: dict[str, str] = {}  # other nodes' names of now
+        self.retirement = retirement or Retirement(node, (), actor, float("inf"))
         self._turn = self._new_turn()
         self._touched: set[int] = set()
         self._coordinated: set[int] = set()
+        self._under_way = 0  # turns that are closed and not durable
+        self._closed: frozenset[int] = frozenset()  # partitions that go
+        self._watched = False
+        self._reporter: Reporter | None = None
 
     def watch(self, on: bool) -> None:
         """Collect events for feeds, or stop."""
+        self._watched = on
         for partition in self.partitions.values():
             partition.watcher = self._event if on else None
+
+    def report_to(self, reporter: Reporter) -> None:
+        """Tell `reporter` of values that were lost to concurrent writes, as they are found: what it keeps must become
+        durable no later than the records that they were found in."""
+        self._reporter = reporter
+        for partition in self.partitions.values():
+            partition.reporter = reporter
+
+    # -- other replicas ---------------------------------------------------------------------------------------------
+
+    def close(self, numbers: Iterable[int]) -> None:
+        """Nothing of these partitions is taken from peers any more, so that `change_peers` may take them away."""
+        self._closed = frozenset(numbers)
+
+    def change_peers(
+        self, peers: Mapping[int, tuple[str, ...]], muted: Mapping[int, frozenset[str]]
+    ) -> tuple[list[Waiting], list[Waiting]]:
+        """Hold these partitions from now on, with these other nodes; the `muted` ones count for no quorum, but
+        tombstones are kept for them as for all (core/membership.py). A partition that is new begins empty.
+
+        A partition that goes must be closed, and everything of it durable; its records are the caller's to drop.
+        Returns the writes that have their quorum now, and those of which nobody will tell any more.
+        """
+        done: list[Waiting] = []
+        lost: list[Waiting] = []
+        for number in self.partitions.keys() - peers.keys():
+            assert number in self._closed and number not in self._touched and not self._under_way, "it is not durable"
+            lost += self.quorums.pop(number).waiting
+            del self.partitions[number], self.durable[number]
+        for operation in [op for op, (number, _, _) in self.operations.items() if number not in peers]:
+            del self.operations[operation]
+        for number in peers.keys() - self.partitions.keys():
+            self.partitions[number] = Partition(number, self.records, self.clock)
+            self.partitions[number].watcher = self._event if self._watched else None
+            self.partitions[number].reporter = self._reporter
+            self.quorums[number], self.durable[number] = Quorum(), {}
+        for number, others in peers.items():
+            for changed in set(others) ^ set(self.peers.get(number, ())):
+                self.quorums[number].forget(changed)
+                self.partitions[number].unhear(changed)
+            mute = muted.get(number, frozenset())
+            self.counting[number] = 1 + sum(other not in mute for other in others)
+            done += self.quorums[number].mute(mute)
+        self.peers, self._closed = peers, frozenset()
+        return done, lost
 
     # -- operations -------------------------------------------------------------------------------------------------
 
@@ -118,7 +186,7 @@ class Replica:
         """Coordinate a write: the record it gives. `ticket` comes back from `persisted`, `ack` or `hear` once enough
         replicas have it, or from `expire`. Raises Refused: nothing was done."""
         partition = self.partitions[number]
-        needed = min(operation.acks or self.write_quorum, 1 + len(self.peers[number]))
+        needed = min(operation.acks or self.write_quorum, self.counting[number])
         deadline = now + int(OPERATION_SECONDS_MAX * 1000)
         # Not only where it says that it is a retry: a first attempt may come late, after the second one.
         known = self.operations.get(operation_id)
@@ -134,11 +202,15 @@ class Replica:
                 change = writes.edit(operation, record, time, agent, operation_id)
             case Delete():
                 change = writes.delete(operation, record, time, agent, operation_id)
+            case EditDocument():
+                change = writes.edit_document(operation, record, time, agent, operation_id, self.documents)
         self.clock.observe(time)
         after = partition.coordinate(self.actor, change, record)
         n = partition.vector[self.actor]
         self._coordinated.add(number)
         self._remember(operation_id, number, self.actor, n)
+        if isinstance(operation, EditDocument):
+            self.documents.applied(operation.id, self.actor, n, len(operation.update))
         self._touch(number, (operation.id,))
         self._turn.waiting.append((number, Waiting(ticket, self.actor, n, needed, deadline)))
         return after
@@ -166,7 +238,7 @@ class Replica:
     def receive(self, delta: Delta, raw: bytes, now: int) -> bool:
         """A delta from a coordinator, `raw` as it came. False: something before it is missing (a repair will tell)."""
         partition = self.partitions.get(delta.partition)
-        if partition is None:
+        if partition is None or delta.partition in self._closed or self._refuses(delta):
             return True
         applied = partition.offer(delta, latest_time(now, self.drift))
         for one in applied:
@@ -182,12 +254,14 @@ class Replica:
 
     def merge_page(self, page: SyncPage, raw: bytes, now: int) -> None:
         """One page of a sync, in its order; the last one joins the source's vector. Raises codec.Garbled, also for
-        records from the future (rule 10): the page is to be asked for again later."""
+        records from the future (rule 10): the page is to be asked for again later. codec.Incomplete: and whole."""
         partition = self.partitions[page.partition]
         records = [codec.from_json(id, state) for id, state in page.records]
         if any(record.updated > latest_time(now, self.drift) for record in records):
             raise codec.Garbled("records are stamped ahead of this node's clock")
-        partition.merge_records(records)
+        if not all(completes(self.records.get(record.id), record, partition.vector) for record in records):
+            raise codec.Incomplete("a part of a document is of no use here: what it builds on is missing")
+        partition.merge_records(records, page.upto)
         if page.whole:
             partition.drop_absent({record.id for record in records}, page.upto, page.after, page.next)
         latest = latest_time(now, self.drift)
@@ -200,21 +274,23 @@ class Replica:
         for operation, (actor, n) in page.operations.items():
             self._remember(operation, page.partition, actor, n)
         if page.next is None:
-            for delta in partition.finish_sync(page.upto, latest_time(now, self.drift)):
+            for delta in partition.finish_sync(page.upto, latest_time(now, self.drift), page.forgotten):
                 self._journal_delta(delta, encode(delta))
             for actor, n in partition.vector.items():
                 self._turn.acks.setdefault(actor, {})[page.partition] = n
 
     def drain(self, now: int) -> None:
         """Apply what waited for its time to come (rule 10)."""
-        for partition in self.partitions.values():
-            if partition.waiting:
+        for number, partition in self.partitions.items():
+            if partition.waiting and number not in self._closed:
                 for delta in partition.drain(latest_time(now, self.drift)):
                     self._journal_delta(delta, encode(delta))
 
     def ack(self, ack: Ack) -> list[Waiting]:
         """A replica's acknowledgement; the writes that are done with it."""
         done: list[Waiting] = []
+        if self.retirement.is_away(ack.node):
+            return done
         for number, n in ack.reached.items():
             if number in self.quorums and ack.node in self.peers[number]:
                 done += self.quorums[number].reached(ack.node, {ack.actor: n})
@@ -236,9 +312,62 @@ class Replica:
             done += self.quorums[number].reached(announcement.node, vector)
             if partition.waiting:
                 partition.forget_waiting_of(self._former_actors(announcement, partition))
-            if not partition.hear(announcement.node, vector):
+            if not partition.hear(announcement.node, vector) and within(partition.forgotten, vector):
                 behind.append(number)
         return done, behind
+
+    # -- replicas that were away for too long -----------------------------------------------------------------------
+
+    def heed(self, announcement: Announcement) -> bool:
+        """Take what a peer says of who is retired, before anything else that it says; False: it is retired itself, and
+        nothing else of it counts."""
+        disk = announcement.disk or announcement.actor
+        self.let_go(self.retirement.hear(announcement.node, disk, announcement.silent, announcement.retired))
+        return not self.retirement.is_away(announcement.node)
+
+    def retire(self) -> list[str]:
+        """Retire who was silent for too long, by the word of a majority: the disks."""
+        retired = self.retirement.adopt(self.retirement.due())
+        self.let_go(retired)
+        return retired
+
+    def let_go(self, disks: Iterable[str]) -> None:
+        """These disks were retired: forget what their nodes said to have, and what of them is held back."""
+        for _, node in map(node_of, disks):
+            if not self.retirement.is_away(node):
+                continue
+            for number, partition in self.partitions.items():
+                self.quorums[number].forget(node)
+                partition.unhear(node)
+                held = [actor for actor in partition.waiting if node_of(actor) == (self.retirement.region, node)]
+                partition.forget_waiting_of(held)
+
+    def judge(self, page: SyncPage, have: Vector) -> Literal["useful", "not believed", "incomplete", "too late"]:
+        """A page of a sync that was asked for since `have`. It is not believed where its source never saw what was
+        forgotten here: it has a new disk, and must ask first. It is incomplete where the source has forgotten what this
+        replica never saw: then it is to ask for the whole. Too late where something of others is here already: that
+        came from a disk that was retired, or this one was away itself, and it can't be told what of it is dead."""
+        if not within(self.partitions[page.partition].forgotten, page.upto):
+            return "not believed"
+        if page.whole or within(page.forgotten, have):
+            return "useful"
+        own = (self.retirement.region, self.node)
+        return "incomplete" if all(node_of(actor) == own for actor in have) else "too late"
+
+    def collect(self, number: int, tombstones: Iterable[Record]) -> int:
+        """Forget those of a partition's tombstones that every replica has, but for retired ones; how many."""
+        peers = self.peers[number]
+        retired = [node for node in peers if self.retirement.is_away(node)]
+        return self.partitions[number].collect(tombstones, [node for node in peers if node not in retired], retired)
+
+    def waits_for(self, number: int, tombstone: Record) -> list[str]:
+        """The replicas for which a tombstone must stay."""
+        heard = self.partitions[number].heard
+        return [
+            node
+            for node in self.peers[number]
+            if not self.retirement.is_away(node) and not within(tombstone.version, heard.get(node, {}))
+        ]
 
     def known_of(self, node: str) -> Vectors:
         """What another node has said to have, be it by a change of its own that is still held back here."""
@@ -281,6 +410,7 @@ class Replica:
                     self._turn.deltas.append((number, raw))
         self._turn.vectors = {number: dict(self.partitions[number].vector) for number in self._touched}
         turn, self._turn = self._turn, self._new_turn()
+        self._under_way += not turn.empty
         self._touched.clear()
         self._coordinated.clear()
         return turn
@@ -288,6 +418,7 @@ class Replica:
     def persisted(self, turn: Turn) -> list[Waiting]:
         """The turn is durable: its vectors count, its records may be shown; the writes that are done with it."""
         done: list[Waiting] = []
+        self._under_way -= not turn.empty
         self.durable.update(turn.vectors)
         for id in turn.records:
             left = self.unsettled[id] - 1
@@ -314,6 +445,7 @@ class Replica:
                     pass
         self.remember(entries, decode)
         self.end_turn()
+        self._under_way = 0
 
     def remember(self, entries: Iterable[bytes], decode: Callable[[bytes], Delta | SyncPage]) -> None:
         """Know a journal row's operation ids again."""
@@ -349,6 +481,16 @@ class Replica:
 
     # -- within -----------------------------------------------------------------------------------------------------
 
+    def _refuses(self, delta: Delta) -> bool:
+        """Does a delta come from a retired disk, or from one that never saw what was forgotten here?"""
+        if self.retirement.refuses(delta.actor):
+            return True
+        partition = self.partitions[delta.partition]
+        if not partition.forgotten or delta.first + len(delta.changes) - 1 <= partition.vector.get(delta.actor, 0):
+            return False
+        seen = {**delta.deps, delta.actor: delta.first - 1}
+        return node_of(delta.actor)[0] == self.retirement.region and not within(partition.forgotten, seen)
+
     def _is_lost(self, number: int, actor: str, n: int) -> bool:
         """Was this change heard of and never seen, and has its node gone on under another name? It won't come then."""
         region, node = node_of(actor)
@@ -371,10 +513,9 @@ class Replica:
         self._turn.acks.setdefault(delta.actor, {})[delta.partition] = delta.first + len(delta.changes) - 1
         self._touch(delta.partition, [change.id for change in delta.changes])
         for n, change in enumerate(delta.changes, delta.first):
-            dot = (delta.partition, delta.actor, n)
-            if self.operations.get(change.operation, dot) != dot:
-                self._turn.repeats.add(dot)  # two coordinators took it: the first died, or was too slow
-            self._remember(change.operation, delta.partition, delta.actor, n)
+            if self._remember(change.operation, delta.partition, delta.actor, n):
+                # Two coordinators took it: the first died, or was too slow.
+                self._turn.repeats.add((delta.partition, delta.actor, n))
 
     def _event(self, number: int, before: Record | None, after: Record, actor: str, n: int) -> None:
         self._turn.events.append(Event(number, before, after, actor, n))
@@ -385,15 +526,17 @@ class Replica:
             self.unsettled[id] = self.unsettled.get(id, 0) + 1
             self._turn.records.append(id)
 
-    def _remember(self, operation: str, number: int, actor: str, n: int) -> None:
+    def _remember(self, operation: str, number: int, actor: str, n: int) -> bool:
+        """Know an operation by its change; True: it is known by another one."""
         if not operation:
-            return
-        known = self.operations.get(operation)
+            return False
+        dot, known = (number, actor, n), self.operations.get(operation)
         if known is not None and self.partitions[known[0]].vector.get(known[1], 0) >= known[2]:
-            return  # that change is here; of this one it may only have been heard
-        self.operations[operation] = (number, actor, n)
+            return known != dot  # that change is here; of this one it may only have been heard
+        self.operations[operation] = dot
         if len(self.operations) > OPERATIONS_REMEMBERED_MAX:
             self.operations.popitem(last=False)
+        return known is not None and known != dot
 
     @staticmethod
     def _new_turn() -> Turn:

@@ -203,7 +203,7 @@ class Feeds:
                     continue
                 if event.actor:
                     position[event.actor] = event.n
-                view = view or msgspec.Raw(encoded(event.after))
+                view = view or msgspec.Raw(encoded(event.after, self.replica.documents))
                 batches.setdefault(feed.id, (feed, []))[1].append(
                     FeedUpdate(
                         partition=event.partition, kind=kind, memory=view, id=event.after.id,
@@ -277,9 +277,10 @@ class Feeds:
             for record in records:
                 kind = _kind_since(record, position, feed.selection)
                 if kind is not None:
+                    view = msgspec.Raw(encoded(record, self.replica.documents))
                     updates.append(
                         FeedUpdate(
-                            partition=number, kind=kind, memory=msgspec.Raw(encoded(record)), id=record.id,
+                            partition=number, kind=kind, memory=view, id=record.id,
                             version=record.version, position=position,
                         )
                     )  # fmt: skip

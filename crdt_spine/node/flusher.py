@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
@@ -61,7 +63,7 @@ class Flusher:
             await asyncio.sleep(CHECK_SECONDS)
             due = self.store.behind() >= FLUSH_FROM or loop.time() - self._last >= FLUSH_SECONDS
             try:
-                if due and self.store.dirty:
+                if due and (self.store.dirty or self.store.recent):
                     await self.flush()
                 elif due:
                     self._last = loop.time()
@@ -77,7 +79,7 @@ class Flusher:
         """Bring everything dirty into the tables. Raises StorageFull: it is dirty still."""
         loop = asyncio.get_running_loop()
         async with self._one:
-            flush = self.store.begin_flush(self.checkpoint())
+            flush = self.store.begin_flush(self.checkpoint(), at_milliseconds(time.time_ns() // 1_000_000))
             written = False
             try:
                 # The turn that is open at this instant is in the flush, but its operation ids are in the journal alone:

@@ -52,6 +52,7 @@ class Identity:
         self.on_serving = on_serving
         self.blank = "incarnation" not in extra  # the folder was empty when this process began
         self.incarnation: str = extra.get("incarnation") or _incarnation()
+        self.began: str = extra.get("began") or self.incarnation  # the first one on this disk: the disk's name
         self.to_compare: set[int] = set(extra.get("to_compare", ()))
 
     def connect(self, replica: Replica, replication: Replication, committer: Committer) -> None:
@@ -67,10 +68,15 @@ class Identity:
         return actor_name(self.region, self.node, self.incarnation)
 
     @property
+    def disk(self) -> str:
+        """The name of the disk: the actor under which it began with nothing."""
+        return actor_name(self.region, self.node, self.began)
+
+    @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must have of it."""
         left = {"to_compare": sorted(self.to_compare)} if self.to_compare else {}
-        return {"incarnation": self.incarnation, **left}
+        return {"incarnation": self.incarnation, "began": self.began, **left}
 
     # -- at the start -----------------------------------------------------------------------------------------------
 
@@ -84,21 +90,31 @@ class Identity:
         replication = self.replication
         peers = {peer for peers in self.replica.peers.values() for peer in peers}
         deadline = time.monotonic() + HANDSHAKE_SECONDS_MAX
-        while not peers <= replication.answered and time.monotonic() < deadline:
+        while not self._may_begin(peers) and time.monotonic() < deadline:
             replication.announce()
             replication.heard_peer.clear()
             again = min(time.monotonic() + ASK_SECONDS, deadline)
-            while not peers <= replication.answered and (left := again - time.monotonic()) > 0:
+            while not self._may_begin(peers) and (left := again - time.monotonic()) > 0:
                 try:
                     await asyncio.wait_for(replication.heard_peer.wait(), left)
                 except TimeoutError:
                     break
                 replication.heard_peer.clear()
         unheard = peers - replication.answered
+        if replication.expelled.is_set():
+            return  # there will be another disk, and a name with it
+        if self.blank and replication.replica.retirement.knows_another_disk:
+            # Others may have forgotten deletions without it. Until it has all of theirs, and a clock above them, it
+            # could store again, below such a deletion, what is dead.
+            self.to_compare = {number for number, peers in self.replica.peers.items() if peers}
+            await self.write()
         if replication.usurped.is_set():
             await self._rolled_back()
         elif unheard and not self.blank:
             await self._reincarnate(f"not heard: {', '.join(sorted(unheard))}")
+
+    def _may_begin(self, peers: set[str]) -> bool:
+        return peers <= self.replication.answered or self.replication.expelled.is_set()
 
     async def run(self) -> None:
         """Compare what is left to be compared, then serve; stop and do it over when a peer turns out to know more of
@@ -134,9 +150,11 @@ class Identity:
         """Why this node does not serve; empty where it does."""
         if not self.to_compare:
             return ""
+        anew = self.incarnation == self.began and self.replica.retirement.knows_another_disk
+        why = "begins anew on an empty disk" if anew else "was rolled back to an old copy of its disk"
         return (
-            f"node {self.node} was rolled back to an old copy of its disk; it compares its partitions with its peers' "
-            f"before it serves: {len(self.to_compare)} are left"
+            f"node {self.node} {why}; it compares its partitions with its peers' before it serves: "
+            f"{len(self.to_compare)} are left"
         )
 
     async def _compare(self) -> None:

@@ -3,6 +3,7 @@
     service.py      what agents ask           queries.py   pages of memories        feeds.py    subscriptions
     committer.py    journal, fsync            flusher.py   tables, text index       view.py     record -> memory
     replication.py  deltas, acks, repair      identity.py  under which name, and whether the disk may be believed
+    reseeding.py    after being away for too long                           past.py     what was
 
 The rules are in crdt_spine/core; here is only when things happen.
 """
@@ -19,10 +20,12 @@ from typing import Any
 
 import msgspec
 
+from crdt_spine.config import LimitsConfig
 from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.drift import describe
 from crdt_spine.core.layout import Layout
+from crdt_spine.core.membership import founded
 from crdt_spine.core.messages import (
     Delete,
     Delta,
@@ -38,16 +41,19 @@ from crdt_spine.core.messages import (
 )
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.replica import Refused, Replica, Turn
+from crdt_spine.core.retirement import Retirement
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds
 from crdt_spine.node.flusher import Flusher
 from crdt_spine.node.identity import Identity
+from crdt_spine.node.past import PastReader
 from crdt_spine.node.queries import Queries
 from crdt_spine.node.replication import Replication
+from crdt_spine.node.reseeding import Reseeding
 from crdt_spine.node.service import Service
-from crdt_spine.storage.engine import Checkpoint, Engine, PartitionSummary
+from crdt_spine.storage.engine import Checkpoint, Engine, PartitionSummary, StorageFull
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Message, Subscription, Transport
 
@@ -55,6 +61,8 @@ log = logging.getLogger(__name__)
 
 EXPIRED_AT_ONCE = 200
 EXPIRE_SECONDS = 1.0
+SILENCE_SAVED_SECONDS = 10.0  # at most so often, and ...
+SILENCE_LOST_MAX = 0.01  # ... as this share of a retirement: how much silence a restart may forget
 REACHABLE_MILLISECONDS = 20  # for as long a node believes what it found of its peers
 
 _decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
@@ -64,7 +72,16 @@ _decode_feed: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | F
 class Node:
     """One node. `hello` describes its cluster; it is in `hello.nodes`."""
 
-    def __init__(self, id: str, hello: Hello, engine: Engine, transport: Transport, *, zone: str | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        hello: Hello,
+        engine: Engine,
+        transport: Transport,
+        *,
+        zone: str | None = None,
+        limits: LimitsConfig | None = None,
+    ) -> None:
         self.id = id
         self.hello = hello
         self.engine = engine
@@ -73,33 +90,44 @@ class Node:
         self.started = time.time()
         checkpoint = engine.checkpoint
         self._check_folder(checkpoint)
-        peers = {
-            number: tuple(node for node in nodes if node != id)
-            for number, nodes in self.layout.replicas.items()
-            if id in nodes
-        }
+        peers = founded(self.layout.replicas).peers_of(id)
         self.identity = Identity(id, hello.region, checkpoint.extra, self._write_checkpoint, self._on_serving)
-        self.store = RecordStore(engine)
+        own = limits or LimitsConfig()
+        self.store = RecordStore(engine, own.cache_bytes)
         clock = HybridClock(checkpoint.extra.get("clock", 0))
         quorum = min(hello.write_quorum, hello.factor, len(hello.nodes))
-        self.replica = Replica(id, self.identity.actor, self.store, clock, peers, quorum)
+        # Where each partition is on one node alone, nobody waits for anybody, and nobody could be reseeded.
+        nodes = [node.id for node in hello.nodes] if min(hello.factor, len(hello.nodes)) > 1 else [id]
+        retirement = Retirement(id, nodes, self.identity.disk, own.replica_retirement)
+        retirement.restore(checkpoint.extra)
+        self.replica = Replica(
+            id, self.identity.actor, self.store, clock, peers, quorum, drift=own.clock_drift_milliseconds,
+            retirement=retirement,
+        )  # fmt: skip
         for number, summary in checkpoint.partitions.items():
             partition = self.replica.partitions.get(number)
             if partition is not None:
                 partition.vector = dict(summary.vector)
                 partition.memories, partition.tombstones = summary.memories, summary.tombstones
+                partition.forgotten = dict(summary.forgotten)
         self.committer = Committer(self.replica, engine, self._settled, checkpoint.through)
         self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self._operations)
         self.queries = Queries(self.store, engine, self.committer, self.flusher)
+        self.past = PastReader(self.store, engine, self.committer)
+        self.replica.report_to(self.store.find)
         self.subjects = Subjects(hello.cluster)
         self.replication = Replication(
-            id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done
-        )
+            id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done,
+            None if limits is None else limits.tombstone_seconds,
+        )  # fmt: skip
         self.identity.connect(self.replica, self.replication, self.committer)
+        self.reseeding = Reseeding(
+            self.replication, self.store, self.committer, engine, self._write_checkpoint, self._on_serving
+        )
         self.feeds = Feeds(self.replica, self.store, self.committer, transport, time.monotonic)
         self.service = Service(
-            id, self.replica, self.store, self.committer, self.queries, transport, hello.partitions, self._may_write,
-            self.status,
+            id, self.replica, self.store, self.committer, self.queries, self.past, transport, hello.partitions,
+            self._may_write, self.status,
         )  # fmt: skip
         self.refused_feeds = 0
         self._reachable, self._reachable_at = 1, 0
@@ -125,10 +153,12 @@ class Node:
         else:
             for number in self.replica.partitions:
                 await self._listen(subjects.delta(number), self.replication.take_delta)
+        if self.replica.retirement.expelled:
+            self.replication.expelled.set()
         self._run(self.replication.run())
         self._run(self.flusher.run())
         await self.identity.handshake()
-        self.service.closed = self.identity.problem
+        self.service.closed = self.identity.problem or self.reseeding.problem
         self._run(self.feeds.run())
         self._run(self._expire())
         await self._listen(subjects.rpc(self.id), self.service.take)
@@ -137,6 +167,8 @@ class Node:
         if not self.identity.to_compare:
             self._on_serving("")
         self._run(self.identity.run())
+        self._run(self.reseeding.run())
+        self._run(self._save_silence())
 
     async def stop(self) -> None:
         """Take no more, make everything durable, leave nothing running."""
@@ -158,6 +190,7 @@ class Node:
         with contextlib.suppress(Exception):
             await self.flusher.flush()
         self.queries.close()
+        self.past.close()
         self.flusher.close()
         self.committer.close()
         self.engine.close()
@@ -212,17 +245,31 @@ class Node:
         return Checkpoint(
             through=self.committer.through,
             partitions={
-                number: PartitionSummary(dict(p.vector), p.memories, p.tombstones)
+                number: PartitionSummary(dict(p.vector), p.memories, p.tombstones, dict(p.forgotten))
                 for number, p in self.replica.partitions.items()
             },
             extra={
                 "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
                 "partitions": self.hello.partitions, "clock": self.replica.clock.highest, **self.identity.saved,
+                **self.replica.retirement.saved,
             },
         )  # fmt: skip
 
     async def _write_checkpoint(self) -> None:
         await self.flusher.flush()
+
+    async def _save_silence(self) -> None:
+        """Keep on the disk how long others have been silent, and who is retired, also where nobody writes."""
+        retirement = self.replica.retirement
+        pause = max(SILENCE_SAVED_SECONDS, retirement.seconds * SILENCE_LOST_MAX)
+        saved, retired = time.monotonic(), len(retirement.retired)
+        while True:
+            await asyncio.sleep(EXPIRE_SECONDS)
+            due = retirement.said() and time.monotonic() - saved >= pause
+            if due or retired != len(retirement.retired):
+                with contextlib.suppress(StorageFull):
+                    await self.flusher.flush()
+                    saved, retired = time.monotonic(), len(retirement.retired)
 
     # -- the ways between the parts ---------------------------------------------------------------------------------
 
@@ -235,6 +282,7 @@ class Node:
 
     def _on_serving(self, problem: str) -> None:
         """Serve agents from now on, or send them elsewhere because of `problem`."""
+        problem = self.reseeding.problem or problem
         self.service.closed = problem
         self.replication.believed = not problem
         if problem:
@@ -321,7 +369,29 @@ class Node:
     def _problem(self) -> str | None:
         ahead = self.replication.clock_ahead
         clock = f"its clock is {describe(ahead)}: it takes no writes" if ahead else ""
-        return "; ".join(filter(None, (self.identity.problem, clock))) or None
+        return "; ".join(filter(None, (self.reseeding.problem, self.identity.problem, clock))) or None
+
+    def _collection(self) -> dict[str, Any]:
+        """How old the oldest tombstone is (by those in the tables; others are younger), for which replicas tombstones
+        that are old enough stay, for how many seconds those have been silent, and which disks are retired."""
+        replication, retirement = self.replication, self.replica.retirement
+        now = _now()
+        ages = {
+            number: ((now - (tombstone.life.origin.time >> 16)) / 1000, tombstone)
+            for number, tombstone in replication.oldest_tombstones().items()
+        }
+        waits = {
+            node
+            for number, (age, tombstone) in ages.items()
+            if age >= replication.tombstone_seconds
+            for node in self.replica.waits_for(number, tombstone)
+        }
+        oldest = max((age for age, _ in ages.values()), default=None)
+        return {
+            "oldest_tombstone_seconds": None if oldest is None else round(max(0.0, oldest), 1),
+            "tombstones_wait_for": {node: round(retirement.silent.get(node, 0.0), 1) for node in sorted(waits)},
+            "retired": sorted(retirement.retired),
+        }
 
     async def status(self) -> msgspec.Raw:
         """The node's report, as `spine status --json` shows it."""
@@ -338,6 +408,7 @@ class Node:
             if node in alive
         }
         refused = self.service.counts["refused"] + replication.counts["refused"] + self.refused_feeds
+        pages, pages_read = self.engine.pages()
         report = {
             "id": self.id,
             "state": self.state,
@@ -351,6 +422,7 @@ class Node:
             "partitions": len(partitions),
             "memories": sum(p.memories for p in partitions),
             "tombstones": sum(p.tombstones for p in partitions),
+            **self._collection(),
             "replication_lag_seconds": replication.lag_seconds(),
             "replication_lag_changes": max(behind.values(), default=0),
             "peers": {
@@ -364,7 +436,14 @@ class Node:
             "feeds": len(self.feeds.feeds),
             "quorum_failures": self.service.counts["quorum_failures"],
             "messages_refused": refused,
-            "counts": {"reads": self.service.reads, **self.service.counts, **replication.counts},
+            "counts": {
+                "reads": self.service.reads,
+                **self.service.counts,
+                **replication.counts,
+                "retired_refused": self.replica.retirement.refused.total(),
+                "tables_pages": pages,
+                "since_pages_read": pages_read,
+            },
         }
         return msgspec.Raw(encode(report))
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import msgspec
 
-from crdt_spine.config import ClusterConfig, load
+from crdt_spine.config import ClusterConfig, LimitsConfig, load
 from crdt_spine.core.messages import Hello, NodeInfo
 from crdt_spine.errors import ConfigError, ConnectionFailed
 from crdt_spine.http.address import listen, url_of
 from crdt_spine.http.listener import Listener
 from crdt_spine.http.pages import Pages
 from crdt_spine.node.node import Node
+from crdt_spine.node.reseeding import Retired
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
 from crdt_spine.transport.nats import NatsTransport
@@ -55,7 +56,7 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
         except ImportError:
             runner = asyncio.Runner()
         with runner:
-            return runner.run(_serve(hello, id, engine, server, sockets, urls))
+            return runner.run(_serve(hello, id, data, engine, server, sockets, urls, cluster.limits))
     except (ConfigError, StorageFull, StorageUnusable, OSError) as error:
         print(f"node {id}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
@@ -101,10 +102,12 @@ class _Front:
 async def _serve(
     hello: Hello,
     id: str,
+    data: Path,
     engine: SqliteEngine,
     server: str,
     sockets: Sequence[socket.socket],
     urls: Mapping[str, str],
+    limits: LimitsConfig,
 ) -> int:
     """Answer over HTTP from here on, also while the broker is not there and the node recovers."""
     front = _Front(id, next(node.zone for node in hello.nodes if node.id == id))
@@ -112,19 +115,25 @@ async def _serve(
     await listener.start()
     try:
         log.info("node %s shows its state at %s", id, urls[id])
-        return await _serve_node(hello, id, engine, server, front)
+        while (code := await _serve_node(hello, id, engine, server, front, limits)) is None:
+            front.node = None
+            engine = SqliteEngine.open(data)
+        return code
     finally:
         listener.close()
 
 
-async def _serve_node(hello: Hello, id: str, engine: SqliteEngine, server: str, front: _Front) -> int:
+async def _serve_node(
+    hello: Hello, id: str, engine: SqliteEngine, server: str, front: _Front, limits: LimitsConfig
+) -> int | None:
+    """The exit code, or None: the node was retired, and a new one is to begin on the folder, which is empty now."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     transport = await NatsTransport.connect(server, f"spine node {id}", BROKER_SECONDS_MAX)
     zone = next(node.zone for node in hello.nodes if node.id == id)
-    front.node = node = Node(id, hello, engine, transport, zone=zone)
+    front.node = node = Node(id, hello, engine, transport, zone=zone, limits=limits)
     stopping = asyncio.create_task(stop.wait())
     closed = asyncio.create_task(transport.closed.wait())
     try:
@@ -135,6 +144,9 @@ async def _serve_node(hello: Hello, id: str, engine: SqliteEngine, server: str, 
         if closed.done():
             log.critical("node %s can't go on: the broker at %s has closed the connection for good", id, transport.url)
             return 1
+        if node.failed.done() and isinstance(node.failed.exception(), Retired) and not stop.is_set():
+            log.warning("node %s begins anew", id)
+            return None
         if node.failed.done():
             log.critical("node %s can't go on", id, exc_info=node.failed.exception())
             return 1

@@ -8,7 +8,7 @@ full that may take long: another node is to answer; where there is none, what is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge as merge_sorted
 from itertools import islice
@@ -16,7 +16,7 @@ from itertools import islice
 import msgspec
 
 from crdt_spine.core import codec
-from crdt_spine.core.messages import Hit, Query, Result
+from crdt_spine.core.messages import Hit, Query, Result, Vectors
 from crdt_spine.core.record import Record
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import RELEVANCE_RESULTS_MAX
@@ -47,6 +47,7 @@ class Queries:
                 await self.flusher.catch_up_text()
             except StorageFull:
                 return _full(query)
+        cut = self._cut(partitions) if query.causal else {}  # before the picture is taken, which has all of it then
         fresh = self.store.unflushed()
         hits = await self._found(query, partitions, now, fresh)
         unsettled = self.committer.replica.unsettled
@@ -56,7 +57,11 @@ class Queries:
             settled = {id: entry for id, entry in self.store.unflushed().items() if id not in unsettled}
             hits = await self._found(query, partitions, now, settled)
         page = _bounded(hits[: query.limit])
-        return Result(i=query.i, hits=page, more=len(hits) > len(page))
+        return Result(i=query.i, hits=page, more=len(hits) > len(page), cut=cut)
+
+    def _cut(self, partitions: frozenset[int]) -> Vectors:
+        durable = self.committer.replica.durable
+        return {number: durable[number] for number in partitions if number in durable}
 
     async def _found(self, query: Query, partitions: frozenset[int], now: int, fresh: dict[str, Entry]) -> list[Hit]:
         loop = asyncio.get_running_loop()
@@ -68,7 +73,7 @@ class Queries:
         some = sorted(partitions)
         if query.text is not None:
             return self._search(query, query.text, some, now)
-        newest = query.order == "newest"
+        newest, after = query.order == "newest", query.after
         tables: Iterator[tuple[int, str, bytes | Record]] = (
             (found.created, found.id, found.state)
             for found in self.engine.select(
@@ -82,16 +87,15 @@ class Queries:
                 for id, entry in fresh.items()
                 if entry.record is not None
                 and entry.partition in partitions
+                and (after is None or _behind(after, entry.record, newest))
                 and _selected(query.selection, entry.record, now)
             ),
             key=_place,
             reverse=newest,
         )
-        if query.after is not None:
-            after = query.after
-            memory = [hit for hit in memory if (_place(hit) < after if newest else _place(hit) > after)]
         page = islice(merge_sorted(tables, memory, key=_place, reverse=newest), wanted)
-        return [_hit(created, id, state) for created, id, state in page]
+        make = _causal_hit if query.causal else _hit
+        return _filled(make(created, id, state) for created, id, state in page)
 
     def _search(self, query: Query, text: str, partitions: list[int], now: int) -> list[Hit]:
         """The text index has caught up with everything acknowledged, so the tables alone answer."""
@@ -113,10 +117,26 @@ def _bounded(hits: list[Hit]) -> list[Hit]:
     """As many hits as fit a message; at least one."""
     size = 0
     for index, hit in enumerate(hits):
-        size += len(bytes(hit.memory))
+        size += _bytes(hit)
         if size > PAGE_BYTES_MAX and index:
             return hits[:index]
     return hits
+
+
+def _filled(hits: Iterable[Hit]) -> list[Hit]:
+    """The hits, through the first one that `_bounded` leaves out: those behind it need not be made."""
+    filled: list[Hit] = []
+    size = 0
+    for hit in hits:
+        filled.append(hit)
+        size += _bytes(hit)
+        if size > PAGE_BYTES_MAX and len(filled) > 1:
+            break
+    return filled
+
+
+def _bytes(hit: Hit) -> int:
+    return len(bytes(hit.memory)) + 32 * sum(map(len, hit.after.values()))
 
 
 def _place(hit: tuple[int, str, bytes | Record]) -> tuple[int, str]:
@@ -128,10 +148,27 @@ def _hit(created: int, id: str, state: bytes | Record, score: float = 0.0) -> Hi
     return Hit(created=created, id=id, memory=msgspec.Raw(encoded(record)), score=score)
 
 
+def _causal_hit(created: int, id: str, state: bytes | Record) -> Hit:
+    """A hit with what the order of a thread needs."""
+    record = state if isinstance(state, Record) else codec.from_bytes(id, state)
+    origin = record.life.origin
+    return Hit(
+        created=created, id=id, memory=msgspec.Raw(encoded(record)), born=(origin.actor, origin.n),
+        after=record.life.value.after, changes={} if record.version == {origin.actor: origin.n} else record.version,
+        replaced=created < origin.time,
+    )  # fmt: skip
+
+
+def _behind(after: tuple[int, str], record: Record, newest: bool) -> bool:
+    place = (record.life.value.created, record.id)
+    return place < after if newest else place > after
+
+
 def _selected(selection: Selection, record: Record, now: int) -> bool:
     life = record.life.value
     return (
-        record.alive
+        life.alive
+        and (selection.thread is None or selection.thread == life.thread)  # looked at first: most have another one
         and not record.expired(now)
         and selection.matches(record.tags, life.agent, life.thread, life.created, record.metadata_values())
     )

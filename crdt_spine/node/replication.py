@@ -34,6 +34,7 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.quorum import Waiting
+from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica, Turn, node_of
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.limits import (
@@ -85,6 +86,7 @@ class Replication:
         transport: Transport,
         subjects: Subjects,
         on_done: Callable[[list[Waiting]], None],
+        tombstone_seconds: float | None = None,
     ) -> None:
         self.node = node
         self.region = region
@@ -95,6 +97,7 @@ class Replication:
         self.transport = transport
         self.subjects = subjects
         self.on_done = on_done
+        self.tombstone_seconds = TOMBSTONE_SECONDS_MIN if tombstone_seconds is None else tombstone_seconds
         self.nodes = frozenset(peer for peers in replica.peers.values() for peer in peers)
         self.state: NodeState = "starting"
         self.peers: dict[str, Peer] = {}
@@ -103,10 +106,12 @@ class Replication:
         self.answered: set[str] = set()  # the peers that said what they know of this node
         self.usurped = asyncio.Event()  # one of them knows of it what its disk does not: an old copy, or another's
         self.blank = False  # the folder was empty at the start: whatever they know is of the one before it
+        self.expelled = asyncio.Event()  # this node's disk was retired
         self.believed = False  # is all that is here as new as the vectors say? Else nobody must have it from here
         self.paged = 0.0  # when the last page of a comparison came, monotonic seconds
-        self.clocks = ClockWatch(len(self.nodes) + 1)
+        self.clocks = ClockWatch(len(self.nodes) + 1, replica.drift)
         self.clock_ahead = 0  # milliseconds by which the own clock is ahead (negative: behind) of most; 0: it is right
+        self._refused: set[str] = set()  # retired disks of which something was refused, and it was said so
         self._behind: dict[int, tuple[str, float]] = {}  # partition -> (who has more, since when)
         self._syncs: dict[int, asyncio.Task[bool]] = {}
 
@@ -124,10 +129,13 @@ class Replication:
     def announce(self, answers: str = "") -> None:
         """Say what is durable here; in answer to a node that starts also what that one had said to have."""
         state: NodeState = "full" if self.committer.full and self.state == "up" else self.state
+        retirement = self.replica.retirement
         announcement = Announcement(
             node=self.node, actor=self.replica.actor, state=state, now=_now(), vectors=self.replica.durable,
             zone=self.zone, known_of=answers, known=self.replica.known_of(answers) if answers else {},
             ahead={node: peer.ahead for node, peer in self.peers.items() if peer.ahead and self._hears(peer)},
+            disk="" if retirement.disk == self.replica.actor else retirement.disk,
+            retired=tuple(sorted(retirement.retired)), silent=retirement.said(),
         )  # fmt: skip
         self.transport.send(self.subjects.gossip(self.node), encode(announcement))
 
@@ -172,6 +180,8 @@ class Replication:
             return
         if announcement.node == self.node:
             return
+        if announcement.node in self.replica.retirement.silent and not self._heed(announcement):
+            return
         if announcement.node not in self.nodes:
             self.counts["refused"] += 1
             return
@@ -199,6 +209,31 @@ class Replication:
         for number in behind:
             self._mark_behind(number, announcement.node)
 
+    def _heed(self, announcement: Announcement) -> bool:
+        """Take what a peer says of retirements; False: the peer is retired, or this node."""
+        retirement = self.replica.retirement
+        before = retirement.retired.copy()
+        if not self.replica.heed(announcement):
+            disk = retirement.disks[announcement.node]
+            if disk not in self._refused:
+                self._refused.add(disk)
+                log.warning("%s is retired: nothing that it has counts until it has begun anew", disk)
+            self.peers.pop(announcement.node, None)
+            return False
+        for disk in sorted(retirement.retired - before - {retirement.disk}):
+            log.warning("%s was away for too long: it is retired, by the word of %s", disk, announcement.node)
+        if retirement.expelled:
+            self.expelled.set()
+        return True
+
+    def _judge_silence(self, seconds: float) -> None:
+        """So much time has passed: who is to be retired by now?"""
+        retirement = self.replica.retirement
+        retirement.tick(seconds)
+        for disk in self.replica.retire():
+            log.warning("%s was away for %g s: it is retired", disk, retirement.seconds)
+            self.peers.pop(node_of(disk)[1], None)
+
     def _answer(self, announcement: Announcement, known: Peer | None) -> None:
         """Who starts, or has a new name, needs what the others know of it, from before they hear its new name. An
         answer is no question, or two nodes that start would answer each other without end."""
@@ -222,18 +257,22 @@ class Replication:
         number = request.partition
         if not self.believed:
             return  # what this node has may be deleted and forgotten everywhere else; the asker will look elsewhere
+        if request.disk in self.replica.retirement.retired:
+            self.replica.retirement.refused[request.disk] += 1
+            return  # it would find nothing of what was forgotten; announcements tell it that it is retired
         if request.upto is not None and not within(request.upto, self.replica.durable[number]):
             return  # promised by this node before it lost its disk
         upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
         limit = min(request.limit, SYNC_PAGE_RECORDS_MAX)
         records = self.store.changed(number, request.have, request.after, limit)
-        encoded = [(record.id, codec.to_json(record)) for record in records]
+        encoded: list[tuple[str, msgspec.Raw]] = []
         size = 0
-        for index, (_, state) in enumerate(encoded):
+        for record in records:
+            state = codec.to_json(record, request.have)
             size += len(bytes(state))
-            if size > BATCH_BYTES_TARGET and index:
-                encoded = encoded[:index]
+            if size > BATCH_BYTES_TARGET and encoded:
                 break
+            encoded.append((record.id, state))
         last = len(encoded) == len(records) < limit
         page = SyncPage(
             partition=number,
@@ -244,6 +283,7 @@ class Replication:
             clock=self.replica.clock.highest,
             after=request.after,
             whole=request.whole,
+            forgotten=self.replica.partitions[number].forgotten,
         )
         if not await self.committer.durable():
             return  # the disk is full: the asker will look elsewhere
@@ -255,15 +295,18 @@ class Replication:
     async def run(self) -> None:
         """Announce, look for gaps, collect tombstones, until cancelled."""
         announced = collected = 0.0
+        ticked = time.monotonic()
         while True:
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
                 self._judge_clock()
+                self._judge_silence(now - ticked)
+                ticked = now
                 self.announce()
                 self.replica.drain(_now())
                 self.committer.touch()
-            if self.state == "up" and now - collected >= COLLECT_SECONDS:
+            if self.state == "up" and now - collected >= min(COLLECT_SECONDS, max(0.5, self.tombstone_seconds)):
                 collected = now
                 self._collect()
             for number, (source, since) in list(self._behind.items()):
@@ -271,7 +314,8 @@ class Replication:
                     continue
                 if now - since >= REPAIR_GRACE_SECONDS:
                     del self._behind[number]
-                    if self._still_behind(number, source) and not self._starts(source):
+                    may = not (self.replica.retirement.is_away(source) or self._starts(source))
+                    if may and self._still_behind(number, source):
                         self._start_sync(number, source)
             await asyncio.sleep(REPAIR_GRACE_SECONDS / 3)
 
@@ -295,6 +339,12 @@ class Replication:
         """The peers with which a partition can be compared."""
         up = {node for node in self.alive() if self.peers[node].announcement.state == "up"}
         return [node for node in self.replica.peers[number] if node in up]
+
+    def oldest_tombstones(self) -> dict[int, Record]:
+        """Of each partition that has one in its tables the tombstone that was not touched for longest."""
+        partitions = self.replica.partitions.items()
+        found = {number: next(self.store.tombstones(number, 1), None) for number, p in partitions if p.tombstones}
+        return {number: record for number, record in found.items() if record is not None}
 
     def reachable(self) -> int:
         """How many replicas can take a change now, this one among them."""
@@ -349,25 +399,43 @@ class Replication:
         self.counts["whole_syncs" if whole else "syncs"] += 1
         while True:
             request = SyncRequest(
-                partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX, whole=whole
-            )
+                partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX, whole=whole,
+                disk=self.replica.retirement.disk,
+            )  # fmt: skip
             try:
-                raw = await self.transport.request(self.subjects.sync(source), encode(request), PAGE_SECONDS_MAX)
+                asked = encode(request)
+                self.counts["sync_bytes_asked"] += len(asked)
+                raw = await self.transport.request(self.subjects.sync(source), asked, PAGE_SECONDS_MAX)
+                self.counts["sync_bytes_taken"] += len(raw)
                 page = _decode_page(raw)
                 self.paged = time.monotonic() if whole else self.paged
                 same = page.partition == number and page.whole == whole and page.after == after
                 if not same or (upto is not None and page.upto != upto):
                     raise msgspec.ValidationError("the page answers another request")
+                verdict = self.replica.judge(page, have)
+                if verdict == "not believed" or self.replica.retirement.is_away(source):
+                    log.info("%s never saw what this node has forgotten of partition %d", source, number)
+                    return False
+                if verdict != "useful":
+                    log.warning("this node never saw what %s has forgotten of partition %d", source, number)
+                    if verdict == "too late" and self.state == "up":
+                        self.replica.retirement.adopt((self.replica.retirement.disk,))
+                        self.expelled.set()
+                        return False
+                    return await self._sync(number, source, True)
                 self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
             except (TimeoutError, NobodyListens, Disconnected) as error:
                 log.info("the sync of partition %d from %s broke off: %r", number, source, error)
                 return False
+            except codec.Incomplete as error:
+                log.error("a sync of partition %d from %s: %s; it is compared as a whole", number, source, error)
+                return False if whole else await self._sync(number, source, True)
             except (*Unreadable, codec.Garbled) as error:
                 self.counts["refused"] += 1
                 log.warning("%s sent a page of partition %d that is of no use: %s", source, number, error)
                 return False
             self.counts["sync_records_taken"] += len(page.records)
-            self.counts["sync_bytes_taken"] += len(raw)
+            self.counts["sync_operation_bytes_taken"] += len(encode(page.operations)) if page.operations else 0
             self.committer.touch()
             await self.committer.barrier()
             while self.store.behind() >= 1:
@@ -387,13 +455,12 @@ class Replication:
 
     def _collect(self) -> None:
         """Drop tombstones that every replica has, once late subscribers have had the time to hear of them."""
-        oldest = at_milliseconds(_now() - TOMBSTONE_SECONDS_MIN * 1000)
+        oldest = at_milliseconds(_now() - int(self.tombstone_seconds * 1000))
         for number, partition in self.replica.partitions.items():
             if partition.tombstones:
                 found = self.store.tombstones(number, TOMBSTONES_AT_ONCE)
                 old = (tombstone for tombstone in found if tombstone.life.origin.time < oldest)
-                collected = partition.collect(old, self.replica.peers[number])
-                self.counts["tombstones_collected"] += collected
+                self.counts["tombstones_collected"] += self.replica.collect(number, old)
 
     def close(self) -> None:
         for task in list(self._syncs.values()):

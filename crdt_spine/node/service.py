@@ -16,12 +16,18 @@ from typing import Any
 
 import msgspec
 
-from crdt_spine.core.causality import version_text, within
+from crdt_spine.core.causality import join, join_into, version_text, within
 from crdt_spine.core.clock import at_milliseconds
+from crdt_spine.core.document import Document, key_of, part
 from crdt_spine.core.messages import (
+    Conflicts,
     Delete,
+    DocumentPart,
     Edit,
+    EditDocument,
     Get,
+    GetDocument,
+    History,
     Operation,
     Query,
     Reach,
@@ -35,12 +41,14 @@ from crdt_spine.core.messages import (
     Write,
     encode,
 )
+from crdt_spine.core.open_documents import OpenDocuments
 from crdt_spine.core.placement import partition_of
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica
 from crdt_spine.limits import READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
 from crdt_spine.node.committer import Committer
+from crdt_spine.node.past import PastReader
 from crdt_spine.node.queries import Queries
 from crdt_spine.node.view import encoded, shown
 from crdt_spine.storage.records import UNPLACED, RecordStore
@@ -84,6 +92,7 @@ class Answers(msgspec.Struct, eq=False):
 
     results: list[Result]
     partitions: set[int]
+    ahead: Vectors = {}  # what they show beyond what is durable here: a sync that is not over brought it
 
 
 class Service:
@@ -96,6 +105,7 @@ class Service:
         store: RecordStore,
         committer: Committer,
         queries: Queries,
+        past: PastReader,
         transport: Transport,
         partitions: int,
         may_write: Callable[[int, int], str],
@@ -106,6 +116,7 @@ class Service:
         self.store = store
         self.committer = committer
         self.queries = queries
+        self.past = past
         self.transport = transport
         self.partition_count = partitions
         self.may_write = may_write
@@ -142,7 +153,7 @@ class Service:
             elif type(operation) is Get:
                 if not self._get(inbox, operation, token, now):
                     self._park(inbox, operation, token)
-            elif isinstance(operation, Store | Edit | Delete):
+            elif isinstance(operation, Write):
                 if not self._write(inbox, operation, request, now):
                     self._park(inbox, operation, token, request)
             elif not self._other(inbox, operation, token):
@@ -167,9 +178,13 @@ class Service:
         if (news and wanted and not within(wanted, durable)) or id in self.replica.unsettled:
             return False
         self.reads += 1
-        memory = None if entry is None else shown(entry, at_milliseconds(now))
+        memory = None if entry is None else shown(entry, at_milliseconds(now), self.replica.documents)
         result = Result(i=operation.i) if memory is None else Result(i=operation.i, memory=memory)
-        if news:
+        record = None if entry is None else entry.record
+        if record is not None and not within(record.version, durable):
+            self._answer(inbox, result, number)
+            join_into(self._answers[inbox].ahead.setdefault(number, {}), record.version)
+        elif news:
             self._answer(inbox, result, number)
         else:  # the agent knows this vector already
             self._answer(inbox, result)
@@ -190,7 +205,7 @@ class Service:
             self.counts["refused_writes"] += 1
             self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
             return True
-        if not isinstance(operation, Delete) and operation.metadata and not _storable(operation.metadata):
+        if isinstance(operation, Store | Edit) and operation.metadata and not _storable(operation.metadata):
             message = "metadata has a whole number that does not fit 64 bits"
             self._answer(inbox, Result(i=operation.i, error="InvalidInput", message=message, outcome="not applied"))
             return True
@@ -219,6 +234,8 @@ class Service:
             return True
         if any(number in self.replica.durable and self.replica.behind(number, v) for number, v in token.items()):
             return False
+        if isinstance(operation, GetDocument):
+            return self._document(inbox, operation)
         if isinstance(operation, Reach):
             self._answer(inbox, Result(i=operation.i), *token)
         elif isinstance(operation, Query):
@@ -229,6 +246,26 @@ class Service:
                 self._spawn(self._query(inbox, operation, partitions))
             else:
                 self._answer(inbox, Result(i=operation.i, error="NotHere"))
+        elif isinstance(operation, History | Conflicts):
+            number = None if operation.id is None else partition_of(operation.id, self.partition_count)
+            if number is None or number in self.replica.durable:
+                self._spawn(self._past(inbox, operation))
+            else:
+                self._answer(inbox, Result(i=operation.i, error="NotHere"))
+        return True
+
+    def _document(self, inbox: str, operation: GetDocument) -> bool:
+        """False: not yet."""
+        number = partition_of(operation.id, self.partition_count)
+        if number not in self.replica.durable:
+            self._answer(inbox, Result(i=operation.i, error="NotHere"))
+            return True
+        if operation.id in self.replica.unsettled:
+            return False
+        self.reads += 1
+        record = self.store.get(operation.id)
+        found = None if record is None or not record.alive or record.expired(self._now()) else _part(record, operation)
+        self._answer(inbox, Result(i=operation.i, document=found), number)
         return True
 
     def _overload(self) -> str:
@@ -247,7 +284,7 @@ class Service:
         for one in waiting:
             ticket: Ticket = one.ticket
             self.waiting -= 1
-            self._answer(ticket.inbox, _written(ticket), ticket.partition)
+            self._answer(ticket.inbox, _written(ticket, self.replica.documents), ticket.partition)
 
     def failed(self, expired: list[tuple[Waiting, int]]) -> None:
         """These writes did not get their quorum in time; they are on this node's disk and may yet spread."""
@@ -277,7 +314,7 @@ class Service:
                 continue
             if isinstance(operation, Get):
                 ready = self._get(one.inbox, operation, one.token, wall)
-            elif isinstance(operation, Store | Edit | Delete):
+            elif isinstance(operation, Write):
                 assert one.request is not None
                 ready = self._write(one.inbox, operation, one.request, wall)
             else:
@@ -298,7 +335,7 @@ class Service:
 
     def _turn_away(self, inbox: str, operation: Operation) -> None:
         """Another replica is to do it."""
-        error = "Busy" if isinstance(operation, Store | Edit | Delete) else "Behind"
+        error = "Busy" if isinstance(operation, Write) else "Behind"
         self._answer(inbox, Result(i=operation.i, error=error, message=self.closed, outcome="not applied"))
 
     async def _refuse(self, inbox: str, result: Result, number: int) -> None:
@@ -314,6 +351,14 @@ class Service:
             log.exception("a query failed")
             result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: the query failed: {error!r}")
         self._answer(inbox, result, *partitions)
+
+    async def _past(self, inbox: str, operation: History | Conflicts) -> None:
+        try:
+            result = await self.past.answer(operation)
+        except Exception as error:
+            log.exception("a question about the past failed")
+            result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: it failed: {error!r}")
+        self._answer(inbox, result)
 
     async def _report(self, inbox: str, operation: Status) -> None:
         self._answer(inbox, Result(i=operation.i, status=await self.status()))
@@ -346,6 +391,8 @@ class Service:
         self._pace.sent(sum(len(one.results) for one in answers.values()))
         for inbox, one in answers.items():
             seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
+            for number, vector in one.ahead.items():
+                seen[number] = join(seen.get(number, {}), vector)
             self._respond(inbox, one.results, seen)
 
     def _respond(self, inbox: str, results: list[Result], seen: Vectors) -> None:
@@ -363,6 +410,18 @@ class Service:
             task.cancel()
 
 
+def _part(record: Record, operation: GetDocument) -> DocumentPart:
+    """What the agent misses of a document."""
+    key, content = key_of(record.content), record.content.value if record.content is not None else None
+    document = record.document or Document({}, b"", ())
+    if key == operation.base:
+        document = part(document, operation.have)
+    tail = list(document.tail)
+    return DocumentPart(
+        key=key, content=content if document.base == b"" else None, seen=document.seen, base=document.base, tail=tail
+    )
+
+
 def _storable(metadata: dict[str, Any]) -> bool:
     """Will the tables take it? Sessions see to it; not every agent has ours."""
     try:
@@ -372,7 +431,7 @@ def _storable(metadata: dict[str, Any]) -> bool:
     return True
 
 
-def _written(ticket: Ticket) -> Result:
+def _written(ticket: Ticket, documents: OpenDocuments) -> Result:
     """What the agent is told of a write that is done."""
     operation, record = ticket.operation, ticket.record
     if isinstance(operation, Delete):
@@ -380,8 +439,11 @@ def _written(ticket: Ticket) -> Result:
     if record is None:  # a retry, long after: applied, deleted and forgotten
         return Result(i=operation.i, error="NotFound", message=f"memory {operation.id!r} was deleted meanwhile")
     if isinstance(operation, Edit):
-        return Result(i=operation.i, memory=msgspec.Raw(encoded(record)))
+        return Result(i=operation.i, memory=msgspec.Raw(encoded(record, documents)))
+    if isinstance(operation, EditDocument):
+        return Result(i=operation.i, version=version_text(record.version))
     origin = record.life.origin
     return Result(
-        i=operation.i, created=record.life.value.created, updated=origin.time, version=version_text(record.version)
-    )
+        i=operation.i, created=record.life.value.created, updated=origin.time, version=version_text(record.version),
+        born=(origin.actor, origin.n) if operation.clock else None,
+    )  # fmt: skip

@@ -34,12 +34,14 @@ class _Gathered(msgspec.Struct):
 
 
 class Changes:
-    """Called from one thread. `rows_read` counts the index entries and the records that pages were made from."""
+    """Called from one thread. `rows_read` counts the index entries and the records that pages were made from,
+    `pages_read` the database's pages that were fetched for that."""
 
     def __init__(self, tables: Tables, database: Database) -> None:
         self.tables = tables
         self.database = database
         self.rows_read = 0
+        self.pages_read = 0
         self._gathered: OrderedDict[Any, _Gathered] = OrderedDict()
 
     def changed(
@@ -49,6 +51,7 @@ class Changes:
 
         A record whose only new dots come with a flush during the paging is found if its id is still to come.
         """
+        fetched = self.database.pages_read
         page: list[tuple[str, bytes]] = []
         place = "" if after is None else after
         while len(page) < limit:
@@ -66,6 +69,7 @@ class Changes:
                     page.append((id, states[key]))
             if end >= len(gathered.ids) and gathered.all:
                 break
+        self.pages_read += self.database.pages_read - fetched
         return page
 
     def _gather(self, partition: int, have: Mapping[str, int], place: str) -> _Gathered:

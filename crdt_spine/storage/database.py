@@ -142,6 +142,11 @@ class Database:
                     self.run("ROLLBACK")
                 raise
 
+    @property
+    def pages_read(self) -> int:
+        """How many pages this connection has fetched because its cache did not have them; one twice counts twice."""
+        return int(self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_MISS)[0])
+
     # -- limits and the end -----------------------------------------------------------------------------------------
 
     def limit_bytes(self, bytes_max: int) -> None:

@@ -8,10 +8,12 @@ rows after it. What is in the journal but not in the tables yet is the node's to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 
+from crdt_spine.core.conflicts import Finding, Receipt
 from crdt_spine.core.selection import Selection
 
 Order = Literal["newest", "oldest"]
@@ -44,6 +46,7 @@ class PartitionSummary(msgspec.Struct):
     vector: dict[str, int]
     memories: int = 0  # alive
     tombstones: int = 0
+    forgotten: dict[str, int] = {}  # up to where tombstones were dropped that not every replica had
 
 
 class Checkpoint(msgspec.Struct):
@@ -63,6 +66,41 @@ class Found(msgspec.Struct, frozen=True):
     created: int
     id: str
     state: bytes
+
+
+class Former(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """A memory as its readers saw it: a version needs nothing of the CRDT any more. Times are hybrid times."""
+
+    version: str
+    updated: int
+    created: int
+    agent: str
+    content: str
+    importance: float = 0.5
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    thread: str | None = None
+    clock: dict[str, int] = {}
+    expires: int | None = None
+
+
+class Version(msgspec.Struct, frozen=True):
+    """A replaced version of a memory, as the tables keep it; `state` is a `Former`. `replaced` is the hybrid time of
+    the change that replaced it, `mark` tells versions apart that were replaced by one."""
+
+    id: str
+    replaced: int
+    mark: int
+    state: bytes
+
+
+class Past(msgspec.Struct, frozen=True):
+    """What was replaced and lost, for a flush. `findings` are by id, as they came; `now` is the wall clock as a hybrid
+    time, by which what is too old goes."""
+
+    versions: Sequence[Version]
+    findings: Mapping[str, Sequence[Finding]]
+    now: int
 
 
 class StorageFull(Exception):
@@ -93,9 +131,11 @@ class Engine(Protocol):
         """Drop the journal's rows up to and including `through`."""
         ...
 
-    def flush(self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint) -> None:
-        """Put the records into tables and indexes, remove the ids in `forget`, write the checkpoint: all or nothing,
-        durable. A row replaces an older one of the same id. Raises StorageFull."""
+    def flush(
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
+    ) -> None:
+        """Put the records into tables and indexes, remove the ids in `forget`, write the checkpoint, add what was
+        replaced and lost: all or nothing, durable. A row replaces an older one of the same id. Raises StorageFull."""
         ...
 
     def get(self, id: str) -> bytes | None:
@@ -107,6 +147,10 @@ class Engine(Protocol):
     ) -> list[tuple[str, bytes]]:
         """(id, state) of the partition's records with a dot (actor, n) above have[actor] (0 where it has none), by
         id, behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
+        ...
+
+    def pages(self) -> tuple[int, int]:
+        """How many pages the tables have, and how many of them `changed` has fetched: what repairs have cost."""
         ...
 
     def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:
@@ -146,6 +190,26 @@ class Engine(Protocol):
 
     def expired(self, now: int, limit: int) -> list[str]:
         """Ids of living records whose time is over."""
+        ...
+
+    def versions(self, id: str) -> list[Former]:
+        """A memory's replaced versions, the newest first."""
+        ...
+
+    def receipts_of(self, ids: Sequence[str]) -> dict[str, dict[tuple[str, str, int], Receipt]]:
+        """The conflict receipts of some memories, by id and `Receipt.key`."""
+        ...
+
+    def receipts(self, after: tuple[int, str, str, str, int] | None, limit: int) -> list[Receipt]:
+        """A page of all conflict receipts that readers are shown, the newest first, beyond `after` (history.py)."""
+        ...
+
+    def beside(self, name: str) -> Path | None:
+        """Where a file of this name is that lies with the engine's; None where it has no files."""
+        ...
+
+    def discard(self) -> None:
+        """From the next opening on there is nothing; durable. Raises StorageFull."""
         ...
 
     def close(self) -> None: ...

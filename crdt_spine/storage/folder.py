@@ -23,6 +23,28 @@ class Files(msgspec.Struct, frozen=True):
     tables: Path
     journal: Path
     lock: Path
+    discarded: Path  # while this is there, tables and journal are to be removed before anybody looks at them
+
+    def beside(self, name: str) -> Path:
+        """Where a file of that name lies with them."""
+        inside = self.tables.name == "tables.db"
+        return self.tables.with_name(name if inside else f"{self.tables.name}.{name}")
+
+    def discard(self) -> None:
+        """From the next opening on there is nothing; this is on the disk when it returns. Raises OSError."""
+        with self.discarded.open("wb") as file:
+            os.fsync(file.fileno())
+        _sync(self.discarded.parent)
+
+    def remove_discarded(self) -> None:
+        """Do what `discard` said; the caller has the lock. Raises OSError: it is to be tried again."""
+        if not self.discarded.exists():
+            return
+        for path in (self.tables, self.journal):
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _sync(self.discarded.parent)
+        self.discarded.unlink()
 
 
 def files_of(path: str | os.PathLike[str]) -> Files:
@@ -31,8 +53,9 @@ def files_of(path: str | os.PathLike[str]) -> Files:
     .sqlite3."""
     path = Path(path).absolute()
     if path.is_file() or (path.suffix in _DATABASE_SUFFIXES and not path.is_dir()):
-        return Files(path, path.with_name(path.name + ".journal"), path.with_name(path.name + ".lock"))
-    return Files(path / "tables.db", path / "journal.db", path / "lock")
+        others = [path.with_name(f"{path.name}.{what}") for what in ("journal", "lock", "discarded")]
+        return Files(path, *others)
+    return Files(path / "tables.db", path / "journal.db", path / "lock", path / "discarded")
 
 
 class Lock:
@@ -64,3 +87,12 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _sync(folder: Path) -> None:
+    """What was made or removed in a folder stays so, also when the power fails."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -8,15 +8,17 @@ first: they see every write that was acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from crdt_spine.core import codec
 from crdt_spine.core.causality import within
+from crdt_spine.core.conflicts import Finding
 from crdt_spine.core.record import Record
 from crdt_spine.limits import CACHE_BYTES_MAX, DIRTY_BYTES_MAX, DIRTY_RECORDS_MAX
-from crdt_spine.storage.engine import Checkpoint, Engine, Row
+from crdt_spine.storage.engine import Checkpoint, Engine, Past, Row
+from crdt_spine.storage.recent import Recent, stored, versions_of
 
 #: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
 RECORD_OVERHEAD_BYTES = 1_600
@@ -39,6 +41,8 @@ class Entry(msgspec.Struct, eq=False):
         if record is None:
             return RECORD_OVERHEAD_BYTES
         content = len(record.content.value) if record.content is not None and record.content.value else 0
+        if record.document is not None:
+            content += record.document.size
         return RECORD_OVERHEAD_BYTES + 2 * content  # once decoded, once in the view
 
 
@@ -47,17 +51,22 @@ class Flush(msgspec.Struct):
 
     entries: dict[str, Entry]
     checkpoint: Checkpoint
+    recent: Recent
+    now: int
     weight: int = 0
 
 
 class RecordStore:
     """The `Records` of the core, over an engine. Used from the event loop only, but for `write_flush`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache_bytes: int = CACHE_BYTES_MAX) -> None:
         self.engine = engine
+        self.cache_bytes = cache_bytes
         self.dirty: dict[str, Entry] = {}
         self.flushing: dict[str, Entry] = {}
         self.dirty_bytes = 0  # of `dirty`, estimated
+        self.recent = Recent()  # what was replaced and lost since `dirty` began ...
+        self.flushing_recent = Recent()  # ... and `flushing`
         # Two generations: what is asked for moves to the young one; when that is full it becomes the old one, and what
         # was not asked for since the last time is gone. No list to keep in order, and a flush is taken over whole.
         self._young: dict[str, Entry] = {}
@@ -83,8 +92,17 @@ class RecordStore:
         return entry
 
     def put(self, partition: int, record: Record) -> None:
-        """A record's new state; in the tables after the next flush."""
-        self._change(record.id, Entry(partition, record))
+        """A record's new state; in the tables after the next flush, and the one before it with them."""
+        id = record.id
+        # The core has just looked at it: if there is one, it is in memory.
+        before = self.dirty.get(id) or self.flushing.get(id) or self._young.get(id) or self._old.get(id)
+        if before is not None and before.record is not None:
+            self.recent.replace(before.record)
+        self._change(id, Entry(partition, record))
+
+    def find(self, findings: Iterable[Finding]) -> None:
+        """Remember what was found about lost values; in the tables after the next flush."""
+        self.recent.find(findings)
 
     def drop(self, partition: int, id: str) -> None:
         """The record is to be forgotten."""
@@ -92,7 +110,7 @@ class RecordStore:
 
     def behind(self) -> float:
         """How full the memory for what is not in the tables yet is: 1 is as much as there may be."""
-        return max(len(self.dirty) / DIRTY_RECORDS_MAX, self.dirty_bytes / DIRTY_BYTES_MAX)
+        return max(len(self.dirty) / DIRTY_RECORDS_MAX, (self.dirty_bytes + self.recent.weight) / DIRTY_BYTES_MAX)
 
     # -- many -------------------------------------------------------------------------------------------------------
 
@@ -128,19 +146,26 @@ class RecordStore:
 
     # -- flushing ---------------------------------------------------------------------------------------------------
 
-    def begin_flush(self, checkpoint: Checkpoint) -> Flush:
-        """Take everything dirty; `checkpoint` must describe this very instant. One flush at a time."""
+    def begin_flush(self, checkpoint: Checkpoint, now: int = 0) -> Flush:
+        """Take everything dirty; `checkpoint` must describe this very instant. `now` is the wall clock as a hybrid
+        time, by which history that is too old goes. One flush at a time."""
         assert not self.flushing, "a flush is under way"
         self.flushing, self.dirty, self.dirty_bytes = self.dirty, {}, 0
         self._old = {}  # what is being flushed takes its place, so that there are never four generations in memory
-        return Flush(self.flushing, checkpoint)
+        self.flushing_recent, self.recent = self.recent, Recent()
+        return Flush(self.flushing, checkpoint, self.flushing_recent, now)
 
     def write_flush(self, flush: Flush) -> None:
         """The blocking part, for a thread of its own. Raises StorageFull: nothing was written."""
         flush.weight = sum(entry.weight for entry in flush.entries.values())
         rows = [_row(entry.partition, entry.record) for entry in flush.entries.values() if entry.record is not None]
         forget = [id for id, entry in flush.entries.items() if entry.record is None]
-        self.engine.flush(rows, forget, flush.checkpoint)
+        replaced = [
+            stored(record, at)
+            for id, records in flush.recent.replaced.items()
+            for record, at in versions_of(records, flush.entries[id].record)
+        ]
+        self.engine.flush(rows, forget, flush.checkpoint, Past(replaced, flush.recent.findings, flush.now))
 
     def end_flush(self, flush: Flush, written: bool) -> None:
         """The flush is in the tables, or it failed and all of it is dirty again."""
@@ -148,8 +173,10 @@ class RecordStore:
         if not written:
             self.dirty = {**flush.entries, **self.dirty}
             self.dirty_bytes = sum(entry.weight for entry in self.dirty.values())
+            self.recent, self.flushing_recent = flush.recent.followed_by(self.recent), Recent()
             return
-        self._old = flush.entries if flush.weight <= CACHE_BYTES_MAX else {}
+        self.flushing_recent = Recent()
+        self._old = flush.entries if flush.weight <= self.cache_bytes else {}
         for id in self.dirty:
             self._old.pop(id, None)
 
@@ -173,7 +200,7 @@ class RecordStore:
     def _remember(self, id: str, entry: Entry) -> None:
         self._young[id] = entry
         self._young_bytes += entry.weight
-        if self._young_bytes > CACHE_BYTES_MAX // 3:
+        if self._young_bytes > self.cache_bytes // 3:
             self._old, self._young, self._young_bytes = self._young, {}, 0
 
 
@@ -190,7 +217,7 @@ def _row(partition: int, record: Record) -> Row:
         expires=expires,
         tags=tuple(record.tags) if record.alive else (),
         metadata=record.metadata_values() if record.alive else {},
-        content=(record.content.value or "") if record.alive and record.content is not None else "",
+        content=record.text if record.alive else "",
         version=record.version,
         state=codec.to_bytes(record),
     )

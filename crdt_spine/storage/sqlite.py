@@ -14,20 +14,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+from crdt_spine.core.conflicts import Receipt
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import READ_CACHE_BYTES_MAX, READERS_MAX
+from crdt_spine.storage import history
 from crdt_spine.storage import tables as format
 from crdt_spine.storage.changes import Changes
 from crdt_spine.storage.database import MEMORY, Database
-from crdt_spine.storage.engine import Checkpoint, Found, Order, Row, StorageUnusable
-from crdt_spine.storage.folder import Lock, files_of
+from crdt_spine.storage.engine import Checkpoint, Former, Found, Order, Past, Row, StorageFull, StorageUnusable
+from crdt_spine.storage.folder import Files, Lock, files_of
+from crdt_spine.storage.history import Place
 from crdt_spine.storage.journal import Journal
+from crdt_spine.storage.places import place_of
+from crdt_spine.storage.recent import Key
 from crdt_spine.storage.search import Words, search
 from crdt_spine.storage.select import select
-from crdt_spine.storage.tables import Tables, place_of
+from crdt_spine.storage.tables import Tables
 from crdt_spine.storage.text_index import TextIndex
 
 _GET = "SELECT r.state FROM ids CROSS JOIN records r ON r.key = ids.key WHERE ids.place = ? AND r.id = ?"
@@ -53,14 +59,19 @@ class SqliteEngine:
             if not read_only_ok or not files.tables.exists():
                 raise
         try:
-            return cls(str(files.tables), str(files.journal), lock, lock is not None)
+            if lock is not None:
+                files.remove_discarded()
+            return cls(str(files.tables), str(files.journal), lock, lock is not None, files)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
 
-    def __init__(self, tables: str, journal: str, lock: Lock | None, writable: bool) -> None:
+    def __init__(
+        self, tables: str, journal: str, lock: Lock | None, writable: bool, files: Files | None = None
+    ) -> None:
         self.writable = writable
+        self._files = files
         self._lock = lock
         self._opened: list[Any] = []
         try:
@@ -77,6 +88,7 @@ class SqliteEngine:
             self._readers: SimpleQueue[Database] = SimpleQueue()
             for _ in range(READERS_MAX):
                 self._readers.put(self._reader(tables))
+            self._has_history = history.present(self._read)  # not where an earlier program's folder is only read
         except BaseException:
             self.close()
             raise
@@ -97,6 +109,10 @@ class SqliteEngine:
     def rows_read(self) -> int:
         """How many index entries and records `changed` has looked at since the engine was opened."""
         return self._changes.rows_read
+
+    def pages(self) -> tuple[int, int]:
+        """How many pages the tables have, and how many of them `changed` has fetched since the engine was opened."""
+        return self._point.number("PRAGMA page_count"), self._changes.pages_read
 
     def limit_bytes(self, journal: int, tables: int) -> None:
         """Let the files not grow above these sizes: StorageFull from there on, as on a full disk."""
@@ -119,10 +135,12 @@ class SqliteEngine:
 
     # -- the tables -------------------------------------------------------------------------------------------------
 
-    def flush(self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint) -> None:
-        """Records and checkpoint into the tables, ids in `forget` out of them (unless they are in `rows` too): all or
-        nothing, durable. Raises StorageFull."""
-        self._tables.flush(rows, forget, checkpoint)
+    def flush(
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
+    ) -> None:
+        """Records and checkpoint into the tables, ids in `forget` out of them (unless they are in `rows` too), what was
+        replaced and lost into the history: all or nothing, durable. Raises StorageFull."""
+        self._tables.flush(rows, forget, checkpoint, past)
 
     def index_text(self, records_max: int) -> int:
         """Put up to that many waiting records into the text index; how many still wait. Raises StorageFull."""
@@ -176,12 +194,36 @@ class SqliteEngine:
         words = self._words.of(text)
         return search(self._read, words, selection, order, limit, after, partitions, now)
 
+    def versions(self, id: str) -> list[Former]:
+        """The replaced versions of a memory, the newest first."""
+        return history.versions(self._read, id) if self._has_history else []
+
+    def receipts_of(self, ids: Sequence[str]) -> dict[str, dict[Key, Receipt]]:
+        """The conflict receipts of some memories, by id."""
+        return history.receipts_of(self._read, ids) if self._has_history else {}
+
+    def receipts(self, after: Place | None, limit: int) -> list[Receipt]:
+        """A page of all conflict receipts, the newest first."""
+        return history.receipts(self._read, after, limit) if self._has_history else []
+
     def _read(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         reader = self._readers.get()
         try:
             return reader.rows(sql, values)
         finally:
             self._readers.put(reader)
+
+    def beside(self, name: str) -> Path | None:
+        """Where a file of this name is that lies with the engine's; None for an engine in memory."""
+        return None if self._files is None else self._files.beside(name)
+
+    def discard(self) -> None:
+        """From the next opening on there is nothing; durable. Raises StorageFull."""
+        if self._files is not None:
+            try:
+                self._files.discard()
+            except OSError as error:
+                raise StorageFull(f"{self._files.discarded}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the files and let go of the lock; may be called again."""

@@ -5,6 +5,7 @@
     dots      (chain, n) → key, the last n for each actor and record; a chain is one actor's dots in one partition
     postings  (term, at, key), see facets.py
     pending   key → content that waits for the text index; NULL: to be taken out of it
+    versions, receipts: what was, see history.py
 
 A record's own row says what the indexes have of it, so a replaced record costs what has changed about it: usually one
 row, one dot out, one dot in. A key is given once: what the text index still has of a forgotten record finds nothing.
@@ -21,11 +22,11 @@ from zlib import crc32
 
 import msgspec
 
-from crdt_spine.core.placement import GENERATED_ID_LENGTH
 from crdt_spine.limits import PAGE_CACHE_BYTES_MAX, WAL_BYTES_TARGET
-from crdt_spine.storage import facets
+from crdt_spine.storage import facets, history
 from crdt_spine.storage.database import Database
-from crdt_spine.storage.engine import Checkpoint, Row
+from crdt_spine.storage.engine import Checkpoint, Past, Row
+from crdt_spine.storage.places import place_of
 
 APPLICATION_ID = 0x53505442  # "SPTB"
 _SCHEMA = """
@@ -48,7 +49,6 @@ CREATE TABLE checkpoint (data BLOB NOT NULL);
 _KEYS = {"records": "key", "ids": "(place, key)", "dots": "(chain, n, key)", "postings": "(term, at, key)",
          "pending": "key"}  # fmt: skip
 _AT_ONCE = 256  # records between two statements: a millisecond with the interpreter's lock
-_PLACE_MASK = 2**63 - 1
 _NO_TEXT = -1  # the fingerprint of a record that is not in the text index
 
 # What a flush asks about many ids at once; the answers are JSON in one value. An index into the ids and a key make one
@@ -72,20 +72,6 @@ _Known = tuple[int, int, int, str, str | None]
 _read = msgspec.json.Decoder(list[int | str | None]).decode
 
 
-def place_of(id: str) -> int:
-    """Where an id is in `ids`: 63 bits. Several ids may share a place; the record has the id itself.
-
-    A generated id is at its time, with sixteen of its random bits behind it: new ones, and whatever is in use while it
-    is new, are neighbours. Any other id is somewhere among the first 2**32 places.
-    """
-    if len(id) == GENERATED_ID_LENGTH and id[4] == "-" and id[19] == "7":
-        try:
-            return int(id[5:13] + id[14:18] + id[37:], 16) & _PLACE_MASK
-        except ValueError:
-            pass
-    return crc32(id.encode())
-
-
 class Tables:
     """The one writer. Called from one thread at a time; readers have connections of their own."""
 
@@ -93,6 +79,7 @@ class Tables:
         self.database = Database(path, application_id=APPLICATION_ID, cache_bytes=PAGE_CACHE_BYTES_MAX, write=write)
         if write:
             self.database.create(_SCHEMA)
+            history.create(self.database)
             self.database.limit_wal(WAL_BYTES_TARGET)
         stored = self.database.row("SELECT data FROM checkpoint")
         self.checkpoint = Checkpoint() if stored is None else msgspec.msgpack.decode(stored[0], type=Checkpoint)
@@ -103,7 +90,9 @@ class Tables:
         #: How many flushes there were: a reader that remembers something sees by it that it is old.
         self.flushes = self.database.number("SELECT flushes FROM counters")
 
-    def flush(self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint) -> None:
+    def flush(
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
+    ) -> None:
         """All of it or nothing, durable. A row replaces an older one of its id, also one that is to be forgotten."""
         latest = {row.id: row for row in rows}
         data = msgspec.msgpack.encode(checkpoint)
@@ -112,6 +101,8 @@ class Tables:
             flush.forget([id for id in dict.fromkeys(forget) if id not in latest])
             flush.put()
             flush.write_indexes()
+            if past is not None:
+                history.write(self.database, past)
             self.database.run("DELETE FROM checkpoint")
             self.database.run("INSERT INTO checkpoint VALUES (?)", (data,))
         self.chains = flush.chains

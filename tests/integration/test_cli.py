@@ -17,7 +17,9 @@ import msgspec
 import pytest
 
 from crdt_spine.cli.main import main
+from crdt_spine.cli.show import conflict_table, show
 from crdt_spine.limits import CONTENT_BYTES_MAX
+from crdt_spine.memory import Conflict
 
 NOWHERE = "nats://127.0.0.1:1"
 
@@ -306,8 +308,8 @@ def test_help_and_version_need_no_server(spine: Spine) -> None:
     assert shown.code == 0
     listed = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert listed == [
-        "up", "store", "get", "update", "delete", "query", "watch", "import", "export", "status", "config", "node",
-        "bench",
+        "up", "store", "get", "update", "delete", "query", "watch", "history", "conflicts", "import", "export",
+        "status", "config", "node", "bench",
     ]  # fmt: skip
     assert "..." not in shown.out.partition("Commands:")[2]
     for command in (*listed, "config check"):
@@ -444,3 +446,52 @@ def test_environment_is_not_needed() -> None:
     environment = {"PATH": os.environ["PATH"]}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert ran.stdout == "cli\n"
+
+
+# -- what was --------------------------------------------------------------------------------------------------------
+
+
+def test_history_lists_the_versions_newest_first_and_what_changed(spine: Spine) -> None:
+    spine("store", "one", "--id", "m", "--tag", "a", "--meta", "k=1", "--agent", "ada")
+    spine("update", "m", "--content", "two \x1b[31m", "--add-tag", "b", "--remove-tag", "a", "--unset", "k")
+    ran = spine("history", "m")
+    assert ran.code == 0
+    head, newest, oldest = ran.out.splitlines()
+    assert head.split() == ["written", "agent", "version", "changed", "content"]
+    assert "content, +#b, -#a, meta k" in newest and "\x1b" not in newest
+    assert "stored" in oldest and oldest.rstrip().endswith("one") and "ada" in oldest
+    versions = spine("history", "m", "--json").document
+    assert [(memory["content"], memory["tags"]) for memory in versions] == [("two \x1b[31m", ["b"]), ("one", ["a"])]
+    assert versions[0] == spine("get", "m", "--json").document
+    assert spine("delete", "m").code == 0
+    assert spine("history", "m", "--json").document == versions
+
+
+def test_history_of_what_nobody_stored_is_not_found(spine: Spine) -> None:
+    spine("store", "text")
+    ran = spine("history", "nobody")
+    assert (ran.code, ran.out) == (3, "")
+    assert "nobody" in ran.err
+    assert spine("history", "nobody", "--json").error["error"] == "NotFound"
+
+
+def test_no_conflicts_are_no_error(spine: Spine) -> None:
+    spine("store", "one", "--id", "m")
+    spine("store", "two", "--id", "m")
+    for arguments in ((), ("m",)):
+        ran = spine("conflicts", *arguments)
+        assert (ran.code, ran.out) == (0, "")
+        assert spine("conflicts", *arguments, "--json").document == []
+    assert spine("conflicts", "--limit", "0").code == 2
+
+
+def test_conflicts_are_shown_with_both_values_agents_and_times(capfd: pytest.CaptureFixture[str]) -> None:
+    moment = datetime(2026, 1, 31, tzinfo=UTC)
+    conflict = Conflict(
+        memory_id="m", field="metadata.k", lost={"deep": [1]}, kept=None, lost_agent="ada", kept_agent="bob\x1b[2J",
+        lost_at=moment, kept_at=moment,
+    )  # fmt: skip
+    show(conflict_table([conflict]))
+    _, lost, kept = capfd.readouterr().out.splitlines()
+    assert lost.split() == ["m", "metadata.k", "lost", "ada", "2026-01-31", '{"deep":[1]}']
+    assert kept.split()[:2] == ["kept", "bob␛[2J"]

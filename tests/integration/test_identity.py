@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from crdt_spine.config import LimitsConfig
 from crdt_spine.core.messages import Delete, FeedBatch, FeedOpen, Get, Hello, NodeInfo, Store, SyncRequest, encode
 from crdt_spine.core.selection import Selection
-from crdt_spine.errors import SpineError
+from crdt_spine.errors import ConfigError, SpineError
 from crdt_spine.node import flusher, identity, replication
 from crdt_spine.node.node import Node
 from crdt_spine.session import Session
@@ -358,6 +359,36 @@ async def test_a_node_that_lost_its_disk_has_nothing_to_compare(start: Any) -> N
     assert cluster.nodes["a"].state == "up"
     await assert_only_what_stays(cluster)
     assert cluster.nodes["a"].replication.counts["whole_syncs"] == 0
+
+
+async def test_a_copy_of_another_nodes_folder_is_refused_and_not_touched(start: Any) -> None:
+    cluster = await start("a", "b", "c")
+    await cluster.store("a", *STAYS)
+    await until(cluster.level, "all nodes have everything")
+    await cluster.stop("a", "b")
+    cluster.copy("b", "copy")
+    cluster.roll_back("a", "copy")
+    engine = SqliteEngine.open(cluster.folder / "a")
+    before = engine.checkpoint
+    with pytest.raises(ConfigError, match="belongs to node 'b', the configuration says 'a'"):
+        Node("a", cluster._hello("a"), engine, Wire(cluster.transport))
+    engine.close()
+    engine = SqliteEngine.open(cluster.folder / "a")
+    assert engine.checkpoint == before
+    engine.close()
+    shutil.rmtree(cluster.folder / "a")
+    await cluster.start("a", "b")
+    await assert_only_what_stays(cluster)
+
+
+async def test_what_the_configuration_limits_is_limited(start: Any) -> None:
+    cluster = await start("a")
+    engine = SqliteEngine.open(":memory:")
+    limits = LimitsConfig(clock_drift_milliseconds=70, cache_bytes=123, replica_retirement=60, tombstone_seconds=0.5)
+    node = Node("a", cluster._hello("a"), engine, Wire(cluster.transport), limits=limits)
+    assert (node.replica.drift, node.replication.clocks.drift, node.store.cache_bytes) == (70, 70, 123)
+    assert (node.replica.retirement.seconds, node.replication.tombstone_seconds) == (60, 0.5)
+    engine.close()
 
 
 async def test_a_node_that_was_killed_keeps_its_name_and_compares_nothing(start: Any) -> None:

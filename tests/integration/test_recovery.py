@@ -213,8 +213,8 @@ async def test_concurrent_updates_at_different_coordinators_converge(cluster: Cl
 def forgetful_node(id: str, config: Path, folder: Path, url: str) -> list[str]:
     """A node that may forget a deletion as soon as every other one has it."""
     program = (
-        "import sys; from crdt_spine.node import flusher, replication; flusher.FLUSH_SECONDS = 0.5;"
-        "replication.TOMBSTONE_SECONDS_MIN = 0; replication.COLLECT_SECONDS = 0.5;"
+        "import sys; from crdt_spine import config; from crdt_spine.node import flusher, replication;"
+        "flusher.FLUSH_SECONDS = 0.5; config.TOMBSTONE_SECONDS_MIN = 0; replication.COLLECT_SECONDS = 0.5;"
         "from crdt_spine.cli.main import main; sys.exit(main())"
     )
     return [sys.executable, "-c", program, *node_command(id, config, folder, url)[3:]]

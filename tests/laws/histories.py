@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from crdt_spine.core import orset, writes
+from crdt_spine.core import writes
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Change, Delete, Edit, Store
 from crdt_spine.core.record import Record, apply, merge
@@ -57,8 +57,13 @@ steps = st.lists(
 class State:
     """What a replica holds of the memory, and the dots of the changes that made it."""
 
-    record: Record | None = None
+    record: Any = None  # Record | None
     seen: frozenset[Dot] = frozenset()
+
+    @property
+    def value(self) -> Any:
+        """The record, in the words of the laws."""
+        return self.record
 
 
 class Histories:
@@ -123,48 +128,3 @@ def merged(one: Record | None, other: Record | None) -> Record | None:
 
 
 histories = steps.map(Histories)
-
-
-class TagSets:
-    """The OR-set alone: three replicas that add, remove and merge."""
-
-    def __init__(self, history: list[tuple[str, int, int, str]]) -> None:
-        self.sets: list[tuple[orset.Tags, dict[str, int]]] = [({}, {}) for _ in ACTORS]
-        self.seen: list[frozenset[int]] = [frozenset() for _ in ACTORS]
-        self.log: list[tuple[str, str, Dot, frozenset[int]]] = []  # kind, tag, dot, events seen by its replica
-        self.states: list[tuple[orset.Tags, dict[str, int]]] = []
-        for kind, here, there, tag in history:
-            elements, version = self.sets[here]
-            if kind == "merge":
-                other, others = self.sets[there]
-                joined = {a: max(version.get(a, 0), others.get(a, 0)) for a in version.keys() | others.keys()}
-                self.sets[here] = (orset.merge(elements, version, other, others), joined)
-                self.seen[here] |= self.seen[there]
-            else:
-                n = version.get(ACTORS[here], 0) + 1
-                elements = dict(elements)
-                if kind == "add":
-                    orset.add(elements, [tag], Origin(len(self.log) + 1, ACTORS[here], n, ""))
-                else:
-                    orset.remove(elements, {tag: [(o.actor, o.n) for o in elements.get(tag, ())]})
-                self.sets[here] = (elements, {**version, ACTORS[here]: n})
-                self.log.append((kind, tag, (ACTORS[here], n), self.seen[here]))
-                self.seen[here] |= {len(self.log) - 1}
-            self.states.append(self.sets[here])
-
-    def observed_remove(self, seen: frozenset[int]) -> dict[str, set[Dot]]:
-        """What the specification says: the adds in `seen` that no remove in `seen` of the same tag had observed."""
-        present: dict[str, set[Dot]] = {}
-        for index in seen:
-            kind, tag, dot, _ = self.log[index]
-            taken = any(self.log[other][:2] == ("remove", tag) and index in self.log[other][3] for other in seen)
-            if kind == "add" and not taken:
-                present.setdefault(tag, set()).add(dot)
-        return present
-
-
-tag_sets = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "remove", "merge", "merge"]), replicas, replicas, tags),
-    min_size=1,
-    max_size=30,
-).map(TagSets)

@@ -32,6 +32,17 @@ def test_equal_records_are_equal_bytes_however_they_came_to_be(history: Historie
             assert by_changes.setdefault(state.seen, data) == data
 
 
+@given(histories)
+def test_what_is_left_out_may_as_well_be_said(history: Histories) -> None:
+    """As programs did before: every field to the end, and a list for every tag."""
+    for record in records(history):
+        said = msgspec.msgpack.decode(codec.to_bytes(record), type=codec.Stored)
+        tags = {tag: [at] if isinstance(at, int) else at for tag, at in said.tags.items()}
+        longer = msgspec.msgpack.encode(msgspec.structs.replace(said, tags=tags))
+        assert len(longer) > len(codec.to_bytes(record))
+        assert codec.from_bytes(record.id, longer) == record
+
+
 @given(histories, st.data())
 def test_damaged_bytes_are_refused_or_are_another_record(history: Histories, data: st.DataObject) -> None:
     for record in records(history)[-2:]:

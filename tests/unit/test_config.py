@@ -146,6 +146,9 @@ def test_every_problem_is_named_with_its_file_line_key_value_and_reason(tmp_path
         ("  nats: {urls: ['nats://10.0.0.1:99999']}", "cluster.nats.urls[0]", "nats://127.0.0.1:4222"),
         ("  nats: {url: 'nats://a:1', urls: ['nats://a:1']}", "cluster.nats.url", "one of the two"),
         ("  limits: {clock_drift_milliseconds: 1}", "clock_drift_milliseconds", "from 10 to 60,000"),
+        ("  limits: {replica_retirement: 1}", "replica_retirement", "must be from 5"),
+        ("  limits: {replica_retirement: 7d}", "replica_retirement", "must be a number"),
+        ("  limits: {tombstone_seconds: -1}", "tombstone_seconds", "must be from 0"),
         ("  locks: {replicas: 2}", "cluster.locks.replicas", "must be 1, 3 or 5"),
         ("  locks: {ttl_seconds: 0}", "cluster.locks.ttl_seconds", "from 1 to 86,400"),
         ("  telemetry: {sample_ratio: .nan}", "cluster.telemetry.sample_ratio", "from 0 to 1"),
@@ -266,7 +269,7 @@ def test_a_configuration_written_and_loaded_is_the_same(tmp_path: Path) -> None:
         replication=ReplicationConfig(factor=2, write_quorum=1, read_quorum=2),
         consistency=ConsistencyConfig(default="causal", overrides=(OverrideConfig(tags=("ü",), model="eventual"),)),
         nats=NatsConfig(urls=("nats://user:word@a:4222", "tls://[::1]:4222")),
-        limits=LimitsConfig(clock_drift_milliseconds=100, cache_bytes=0),
+        limits=LimitsConfig(clock_drift_milliseconds=100, cache_bytes=0, replica_retirement=60, tombstone_seconds=0.5),
         locks=LocksConfig(ttl_seconds=5, replicas=3), telemetry=TelemetryConfig(endpoint="http://a:1", sample_ratio=1),
     )  # fmt: skip
     config.save(path)

@@ -1,0 +1,146 @@
+"""What was: a memory's earlier versions, and the values that were lost to concurrent writes.
+
+Both are kept by each replica for itself, of what it saw (core/conflicts.py, storage/history.py). So all replicas that
+can be reached are asked and their answers united: the same version, or the same lost write, counts once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from crdt_spine.core.clock import moment
+from crdt_spine.core.conflicts import Receipt
+from crdt_spine.core.messages import Conflicts, History, Result
+from crdt_spine.errors import ConnectionFailed, SpineError
+from crdt_spine.limits import PAST_SECONDS_MAX, QUERY_LIMIT_MAX
+from crdt_spine.memory import Conflict, Memory
+from crdt_spine.session import Session
+
+T = TypeVar("T")
+POLL_SECONDS = 0.05
+PAGE_RECEIPTS = 200
+
+_decode_memory = msgspec.json.Decoder(Memory).decode
+_decode_receipt = msgspec.json.Decoder(Receipt).decode
+Place = tuple[int, str, str, str, int]
+
+
+async def history(session: Session, id: str) -> list[Memory]:
+    """The memory's versions that this cluster still knows, newest first; the first one is how it is now, if it lives.
+    Raises ConnectionFailed, StaleToken."""
+    number = session.layout.partition_of(id)
+    answers = await _everywhere(session, session.layout.replicas[number], lambda node: _versions(session, node, id))
+    found = {memory.version: memory for memories, _ in answers.values() for memory in memories}
+    living = {version for _, version in answers.values() if version in found}
+    latest = max((found[version].updated_at for version in living), default=None)
+    return sorted(
+        found.values(),
+        key=lambda memory: (
+            memory.updated_at,
+            memory.updated_at == latest and memory.version in living,
+            memory.version,
+        ),
+        reverse=True,
+    )
+
+
+async def conflicts(session: Session, id: str | None, limit: int) -> list[Conflict]:
+    """The values lost to concurrent writes of which this cluster still knows, newest first. Raises ConnectionFailed,
+    StaleToken."""
+    layout = session.layout
+    nodes = [node.id for node in session.hello.nodes]
+    if id is not None:
+        nodes = list(layout.replicas[layout.partition_of(id)])
+    answers = await _everywhere(session, nodes, lambda node: _receipts(session, node, id, limit))
+    for number, replicas in layout.replicas.items():
+        if id is None and answers.keys().isdisjoint(replicas):
+            raise ConnectionFailed(f"no replica of partition {number} answered: {', '.join(replicas)}")
+    found: dict[tuple[str, tuple[str, str, int]], Receipt] = {}
+    for receipt in (one for receipts in answers.values() for one in receipts):
+        key = (receipt.id, receipt.key)
+        if key not in found or found[key].winner < receipt.winner:  # what it lost to differs, where there were several
+            found[key] = receipt
+    newest = sorted(found.values(), key=_place, reverse=True)
+    return [_conflict(receipt) for receipt in newest[:limit]]
+
+
+async def _versions(session: Session, node: str, id: str) -> tuple[list[Memory], str | None]:
+    """All versions that a node knows, and which of them is the living memory."""
+    memories: list[Memory] = []
+    result: Result | None = None
+    while result is None or (result.more and result.hits):
+        after = (result.hits[-1].created, result.hits[-1].id) if result is not None and result.hits else None
+        operation = History(i=session.number(), id=id, after=after)
+        numbers = (session.layout.partition_of(id),)
+        result = await session.run(operation, (node,), numbers, timeout=min(PAST_SECONDS_MAX, session.timeout))
+        memories += [_decode_memory(hit.memory) for hit in result.hits or ()]
+    return memories, result.version
+
+
+async def _receipts(session: Session, node: str, id: str | None, limit: int) -> list[Receipt]:
+    """A node's newest receipts, at most `limit`."""
+    replicas = session.layout.replicas
+    numbers = [number for number, nodes in replicas.items() if node in nodes]
+    if id is not None:
+        numbers = [session.layout.partition_of(id)]
+    receipts: list[Receipt] = []
+    more = True
+    while more and len(receipts) < limit:
+        operation = Conflicts(
+            i=session.number(), id=id, limit=min(PAGE_RECEIPTS, limit - len(receipts), QUERY_LIMIT_MAX),
+            after=_place(receipts[-1]) if receipts else None,
+        )  # fmt: skip
+        result = await session.run(operation, (node,), numbers, timeout=min(PAST_SECONDS_MAX, session.timeout))
+        receipts += [_decode_receipt(raw) for raw in result.receipts or ()]
+        more = result.more and bool(result.receipts)
+    return receipts
+
+
+async def _everywhere(
+    session: Session, nodes: Iterable[str], ask: Callable[[str], Awaitable[T]]
+) -> dict[str, T]:  # fmt: skip
+    """Every node's answer; one that fails, or is known not to answer, is not waited for once another one has. Raises
+    what the last one raised where none answers."""
+    tasks = {asyncio.ensure_future(ask(node)): node for node in nodes}
+    answers: dict[str, T] = {}
+    error: SpineError | None = None
+    pending = set(tasks)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                try:
+                    answers[tasks[task]] = task.result()
+                except SpineError as failed:
+                    error = failed
+            if answers and all(session.routing.avoided(tasks[task]) for task in pending):
+                break
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    if not answers:
+        raise error or ConnectionFailed("no node answered")
+    return answers
+
+
+def _place(receipt: Receipt) -> Place:
+    """As storage/history.py has them in order."""
+    return max(receipt.loser.time, receipt.winner.time), receipt.id, *receipt.key
+
+
+def _conflict(receipt: Receipt) -> Conflict:
+    return Conflict(
+        memory_id=receipt.id,
+        field=receipt.field,
+        lost=receipt.lost,
+        kept=receipt.kept,
+        lost_agent=receipt.loser.agent,
+        kept_agent=receipt.winner.agent,
+        lost_at=moment(receipt.loser.time),
+        kept_at=moment(receipt.winner.time),
+    )
