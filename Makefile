@@ -40,7 +40,7 @@ test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 simulate: $(STAMP)
-	$(BIN)/python tests/simulation/run.py --seeds $(SEEDS) --first $(FIRST) --jobs $(WORKERS)
+	$(BIN)/python tests/simulation/run.py --seeds $(SEEDS) --first $(FIRST)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -310,8 +310,8 @@ class Replication:
                 collected = now
                 self._collect()
             for number, (source, since) in list(self._behind.items()):
-                if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE:
-                    continue
+                if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE or not self.believed:
+                    continue  # a disk that is too old is compared first: a sync would say that it has what was forgotten
                 if now - since >= REPAIR_GRACE_SECONDS:
                     del self._behind[number]
                     may = not (self.replica.retirement.is_away(source) or self._starts(source))

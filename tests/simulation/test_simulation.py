@@ -1,5 +1,5 @@
-"""Replicas through loss, doubling, reordering, partitions, crashes, skewed clocks and old disks: seeds must be well,
-and rules whose absence the checkers must notice. `make simulate` runs thousands."""
+"""Replicas through loss, doubling, reordering, partitions, crashes, skewed clocks, old disks, and nodes that come and
+go: seeds must be well, and rules whose absence the checkers must notice. `make simulate` runs thousands."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from simulator.boundaries import BOUNDARIES, MEMBERSHIP_BOUNDARIES
 from simulator.rules import RULES
 from simulator.run import run
-from simulator.scenario import DELETES, FULL_DISKS, ROLLBACKS, SYNCS, Scenario
+from simulator.scenario import CRASHES, SCENARIOS
 
 SEEDS_A_TEST = 25
+SEEDS_A_SCENARIO = 15
 RUN = Path(__file__).parent / "run.py"
 
 #: Where a rule matters most, so that few seeds suffice.
 REVEALING = {
-    "deps": SYNCS, "record-deps": SYNCS, "skip-seen": SYNCS, "last-page": SYNCS, "rolled-back": ROLLBACKS,
-    "journal-first": FULL_DISKS,
+    "deps": "syncs", "record-deps": "syncs", "skip-seen": "syncs", "last-page": "syncs", "seen-adds": "syncs",
+    "no-holes": "syncs", "thread-order": "crashes", "rolled-back": "rollbacks", "journal-first": "full-disks",
+    "retired": "retirements", "joined-first": "growth", "handed-over": "farewells",
 }  # fmt: skip
 
 
@@ -31,19 +34,17 @@ def test_everything_is_well_once_the_trouble_is_over(first: int) -> None:
         assert not outcome.problem, outcome.read()
 
 
-@pytest.mark.parametrize(
-    "scenario", [SYNCS, DELETES, ROLLBACKS, FULL_DISKS], ids=["syncs", "deletes", "rollbacks", "full-disks"]
-)
-def test_everything_is_well_where_it_is_hardest(scenario: Scenario) -> None:
-    for seed in range(SEEDS_A_TEST):
-        outcome = run(seed, scenario=scenario)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_everything_is_well_where_it_is_hardest(scenario: str) -> None:
+    for seed in range(SEEDS_A_SCENARIO):
+        outcome = run(seed, scenario=SCENARIOS[scenario])
         assert not outcome.problem, outcome.read()
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_rule_some_seed_fails(rule: str) -> None:
     for seed in range(150):
-        outcome = run(seed, without=rule, scenario=REVEALING.get(rule, DELETES))
+        outcome = run(seed, without=rule, scenario=SCENARIOS[REVEALING.get(rule, "deletes")])
         if outcome.problem:
             assert outcome.read().splitlines()[-1].strip()
             assert f"seed {seed}: " in outcome.read()
@@ -72,15 +73,29 @@ def test_every_fault_really_happens() -> None:
     counts: Counter[str] = Counter()
     for seed in range(20):
         counts.update(run(seed).counts)
-    for seed in range(5):
-        counts.update(run(seed, scenario=ROLLBACKS).counts)
-    faults = ["crash", "pause", "part", "mend", "break off", "clock", "full disk", "copy", "roll back"]
-    messages = ["sent", "lost", "doubled", "cut"]
+    for scenario in ("rollbacks", "retirements", "growth"):
+        for seed in range(4):
+            counts.update(run(seed, scenario=SCENARIOS[scenario]).counts)
+    faults = ["desert", "crash", "pause", "part", "mend", "break off", "clock", "full disk", "copy", "roll back"]
+    messages = ["sent", "lost", "doubled", "cut", "straggling"]
+    changes = ["joins", "pulling", "member", "leaves", "dropped", "interrupted"]
     for what in (
-        *[f"fault {kind}" for kind in faults], *[f"message {kind}" for kind in messages], "tombstones collected",
-        "operation done", "operation read",
+        *[f"fault {kind}" for kind in faults], *[f"message {kind}" for kind in messages],
+        *[f"membership {kind}" for kind in changes], "tombstones collected", "torn rows found", "rows pruned",
+        "operation done", "operation read", "reads with a token at another node", "operation thread read",
+        "thread entries read", "retired", "reseeded",
     ):  # fmt: skip
         assert counts[what] > 0, f"{what} never happened: {counts}"
+
+
+def test_nodes_crash_between_any_two_of_their_effects() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(30):
+        outcome = run(seed, scenario=CRASHES)
+        assert not outcome.problem, outcome.read()
+        counts.update(outcome.counts)
+    for where in BOUNDARIES + MEMBERSHIP_BOUNDARIES:
+        assert counts[f"crash {where}"] > 0, f"none crashed {where}: {counts}"
 
 
 def test_the_program_says_how_many_ran_and_fails_when_one_did() -> None:
@@ -90,6 +105,9 @@ def test_the_program_says_how_many_ran_and_fails_when_one_did() -> None:
     ill = _run("--seeds", "2", "--without", "persist-before-send")
     assert "2 seeds ran, 2 failed" in ill.stdout
     assert "seed 0: publishing: " in ill.stdout
+    again = next(line for line in ill.stdout.splitlines() if "again: " in line).split("run.py ")[1]
+    assert again == "--seeds 1 --first 0 --story --without persist-before-send"
+    assert "seed 0: publishing: " in _run(*again.split()).stdout
     assert ill.returncode == 1
 
 

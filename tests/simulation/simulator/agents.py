@@ -3,6 +3,7 @@ token is what it wrote and saw; it reads no older state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ TAGS = "abcd"
 KEYS = "xyz"
 TIMEOUT_MILLISECONDS = 1_500
 READ_SHARE = 0.3
-READ_ATTEMPTS_MAX = 8  # then the agent gives its token up: what it knows may be gone with a disk
+ATTEMPTS_MAX = 8  # then the agent gives its token up: what it knows may be gone with a disk
 
 
 class Habit(NamedTuple):
@@ -74,47 +75,65 @@ class Agent:
     def _attempt(self) -> None:
         assert self.pending is not None
         number, operation, attempt = self.pending
-        node = self.world.random.choice(self.cluster.names)
         mine = self.pending
-        token: Vector = {}
-        if isinstance(operation, str):
-            token = dict(self.token.get(self.cluster.partition_of(operation), {}))
-            self.cluster.check("asked", self, operation, (number, attempt))
+        id = operation if isinstance(operation, str) else operation.id
+        token = dict(self.token.get(self.cluster.partition_of(id), {}))
+        self.cluster.check("asked", self, id, (number, attempt))
+
+        node = self._choose(id)
 
         def answer(kind: str, about: object) -> None:
-            self.cluster.network.send(node, self.name, lambda: self._answered(mine, kind, about), "agent")
-
-        def arrive() -> None:
-            there = self.cluster.nodes[node]
-            if there.running:
-                life = there.life
-                there.do(lambda: ask(there) if there.alive(life) else None)
+            self.cluster.network.send(node, self.name, lambda: self._answered(mine, node, kind, about), "agent")
 
         def ask(there: Node) -> None:
             if isinstance(operation, str):
                 there.read(operation, token, answer)
             else:
-                there.write(operation, self.name, f"{self.name}-{number}", attempt > 0, answer)
+                there.write(operation, self.name, f"{self.name}-{number}", token, attempt > 0, answer)
 
         if attempt:
             self.world.tell(self.name, f"tries {self.name}-{number} again at {node}")
         else:
             self.world.tell(self.name, f"asks {node} for {self.name}-{number}: {_words(operation)}")
+        self._send(node, ask)
+        self._plan_time_out(mine)
+
+    def _send(self, node: str, ask: Callable[[Node], None]) -> None:
+        there = self.cluster.nodes[node]
+
+        def arrive() -> None:
+            if there.running:
+                life = there.life
+                there.do(lambda: ask(there) if there.alive(life) else None)
+
         self.cluster.network.send(self.name, node, arrive, "agent")
+
+    def _plan_time_out(self, mine: tuple[int, Write | str, int]) -> None:
         self.world.after(TIMEOUT_MILLISECONDS, lambda: self._time_out(mine))
 
     def _time_out(self, mine: tuple[int, Write | str, int]) -> None:
         if self.pending is not mine:
             return
-        if isinstance(mine[1], str) and mine[2] >= READ_ATTEMPTS_MAX:
+        if mine[2] and mine[2] % ATTEMPTS_MAX == 0:
             self.token.clear()
             self.cluster.check("stale", self)
-            self._end("StaleToken")
-            return
+            if self._gives_up(mine[1]):
+                self._end("StaleToken")
+                return
         self.pending = (*mine[:2], mine[2] + 1)
         self._attempt()
 
-    def _answered(self, mine: tuple[int, Write | str, int], kind: str, about: Any) -> None:
+    def _choose(self, id: str) -> str:
+        """A node that answers for the memory, as far as the agent knows; now and then it is wrong."""
+        chance = self.world.random
+        known = self.cluster.register.members(self.cluster.partition_of(id))
+        return chance.choice(self.cluster.names if chance.random() < 0.05 else known)
+
+    def _gives_up(self, operation: Write | str) -> bool:
+        """Nobody reaches the token, so it is given up. And the operation? A write may build on anything now."""
+        return isinstance(operation, str)
+
+    def _answered(self, mine: tuple[int, Write | str, int], node: str, kind: str, about: Any) -> None:
         number, operation, _ = mine
         if kind == "done":
             assert isinstance(about, Waiting) and not isinstance(operation, str)
@@ -135,8 +154,10 @@ class Agent:
         if kind == "read":
             record, vector = about
             assert isinstance(operation, str)
-            self.cluster.check("read", self, operation, (number, mine[2]), record, vector)
+            self.cluster.check("read", self, operation, (number, mine[2]), record, vector, node)
             self._see(operation, vector)
+            if record is not None:
+                self._see(operation, record.version)  # a sync may have brought the record ahead of its vector
         self._end(str(about) if kind == "refused" else kind)
 
     def _end(self, outcome: str) -> None:

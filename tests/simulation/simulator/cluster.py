@@ -1,55 +1,93 @@
-"""The simulated cluster: nodes, network, history, and the checkers that watch all of it."""
+"""The simulated cluster: nodes, network, the register of who holds what, history, and the checkers that watch it
+all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from simulator.checkers import Checker
 from simulator.history import History
 from simulator.network import Network
 from simulator.node import Node
+from simulator.register import Register
 from simulator.world import World
+
+if TYPE_CHECKING:
+    from simulator.agents import Agent
 
 PARTITIONS = 2
 
 
 class Cluster:
-    """Every node holds every partition. `without` names a rule that is taken away (rules.py)."""
+    """At first every node holds every partition, but for the `spares`. `without` names a rule that is taken away
+    (rules.py); `counts` proves what happened."""
+
+    partitions = PARTITIONS
 
     def __init__(
         self,
         world: World,
         network: Network,
         skews: Sequence[int],
+        spares: int,
         announce_milliseconds: int,
+        looks: tuple[int, int],
         checkers: Sequence[Checker],
         without: str | None = None,
+        retirement_seconds: float = float("inf"),
     ) -> None:
         self.world = world
         self.network = network
-        self.write_quorum = min(2, len(skews))
         self.without = without
+        self.retirement_seconds = retirement_seconds
         self.announce_milliseconds = announce_milliseconds
+        self._looks = looks
+        self.counts: Counter[str] = Counter()
         self.history = History()
         self.checkers = [self.history, *checkers]
-        self._incarnations = self._tickets = 0
-        self.names = [f"n{index}" for index in range(len(skews))]
-        self.nodes: dict[str, Node] = {}
+        self._watchers: defaultdict[str, list[Callable[..., None]]] = defaultdict(list)
         for checker in self.checkers:
             checker.cluster = self
-        for name, skew in zip(self.names, skews, strict=True):
-            self.nodes[name] = Node(self, name, skew)
+            for what in vars(Checker).keys() & vars(type(checker)).keys():
+                self._watchers[what].append(getattr(checker, what))
+        self._incarnations = self._tickets = 0
+        self.agents: list[Agent] = []
+        self.on_crash: Callable[[Node, str], None] = lambda node, where: None
+        founders = [f"n{index}" for index in range(len(skews))]
+        self.write_quorum = min(2, len(founders))
+        self.register = Register(dict.fromkeys(range(PARTITIONS), founders))
+        self.names = founders + [f"n{len(founders) + index}" for index in range(spares)]
+        clocks = zip(self.names, [*skews, *[0] * spares], strict=True)
+        self.nodes = {name: Node(self, name, skew) for name, skew in clocks}
+        for name in founders:
+            self.nodes[name].boot()
 
     def check(self, what: str, *about: object) -> None:
         """Let every checker see that something happened."""
-        for checker in self.checkers:
-            getattr(checker, what)(*about)
+        for watcher in self._watchers[what]:
+            watcher(*about)
+
+    def look_milliseconds(self, name: str) -> int:
+        """At most so much passes between two looks at the register; the first node may be slower than the others."""
+        return self._looks[name == self.names[0]]
+
+    def crashed(self, node: Node, where: str) -> None:
+        """A node has died there."""
+        self.counts[f"crash {where}"] += 1
+        self.on_crash(node, where)
 
     def partition_of(self, id: str) -> int:
         return int(id[1:]) % PARTITIONS
 
-    def peers_of(self, name: str) -> dict[int, tuple[str, ...]]:
-        return {number: tuple(n for n in self.names if n != name) for number in range(PARTITIONS)}
+    def holders(self, number: int) -> list[Node]:
+        """The nodes that must have all of a partition in the end."""
+        return [self.nodes[name] for name in self.register.holders(number)]
+
+    def operations(self) -> list[bytes]:
+        """The operations that agents wait for, as they stand in journal rows."""
+        return [f'"{agent.name}-{agent.pending[0]}"'.encode() for agent in self.agents if agent.pending is not None]
 
     def new_incarnation(self) -> int:
         self._incarnations += 1

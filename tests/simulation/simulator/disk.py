@@ -1,18 +1,26 @@
 """What survives a crash: journal rows, and the last checkpoint that was written whole. And a node's records in memory.
 
 As in crdt_spine/node, a checkpoint takes all records and vectors of one instant, which may be ahead of the journal
-(a turn under way is in it), and says up to which journal row it surely goes.
+(a turn under way is in it), and says up to which journal row it surely goes. A row has a checksum: one that was torn in
+a crash is found at the next start, and dropped.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
 
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.membership import Membership
 from crdt_spine.core.record import Record
+
+ROW_MILLISECONDS_MIN = 8_000  # a row stays at least so long: an agent's straggling message may name its operation
+
+NOBODY = Membership(0, {})
 
 
 @dataclass(frozen=True)
@@ -25,31 +33,67 @@ class Checkpoint:
     incarnation: int = 0
     clock: int = 0
     suspect: frozenset[int] = frozenset()  # partitions to be compared with a peer's, after the disk was rolled back
+    membership: Membership = NOBODY  # the one that the node has adopted
+    began: int = 0  # the first incarnation on this disk
+    retirement: dict[str, Any] = field(default_factory=dict)
+    forgotten: dict[int, Vector] = field(default_factory=dict)
 
 
 class Disk:
-    """One node's."""
+    """One node's. `journal` has (when it was written, the row and its checksum); the first has the sequence `first`."""
 
     def __init__(self) -> None:
         self.checkpoint = Checkpoint()
-        self.journal: list[bytes] = []  # row i has the sequence i + 1
-        self.backup: tuple[Checkpoint, int] | None = None
+        self.journal: list[tuple[int, bytes]] = []
+        self.first = 1
+        self.backup: tuple[Checkpoint, int, list[tuple[int, bytes]]] | None = None
         self.full = False
 
-    def append(self, row: bytes) -> int:
-        self.journal.append(row)
-        return len(self.journal)
+    @property
+    def last(self) -> int:
+        """The sequence of the last row."""
+        return self.first + len(self.journal) - 1
+
+    def append(self, row: bytes, now: int) -> int:
+        """A row, written whole and synced; its sequence."""
+        self.journal.append((now, row + crc32(row).to_bytes(4)))
+        return self.last
+
+    def tear(self, row: bytes, now: int) -> None:
+        """The node dies while the row is being written."""
+        self.journal.append((now, row[: len(row) // 2]))
+
+    def rows(self) -> list[tuple[int, bytes]]:
+        """What is in the journal after a crash, by sequence. A torn last row is dropped."""
+        if self.journal and not _whole(self.journal[-1][1]):
+            self.journal.pop()
+        assert all(_whole(row) for _, row in self.journal), "rows are synced in their order"
+        return [(sequence, row[:-4]) for sequence, (_, row) in enumerate(self.journal, self.first)]
+
+    def prune(self, now: int, operations: Collection[bytes]) -> int:
+        """Drop rows that are in the tables, but for those with operations that may still be asked for; how many."""
+        rows = 0
+        for written, row in self.journal[: self.checkpoint.through - self.first + 1]:
+            if written > now - ROW_MILLISECONDS_MIN or any(operation in row for operation in operations):
+                break
+            rows += 1
+        del self.journal[:rows]
+        self.first += rows
+        return rows
 
     def copy(self) -> None:
         """Keep a copy of now."""
-        self.backup = (self.checkpoint, len(self.journal))
+        self.backup = (self.checkpoint, self.first, list(self.journal))
 
     def roll_back(self) -> None:
         """Be what the copy was."""
         assert self.backup is not None
-        self.checkpoint, rows = self.backup
-        del self.journal[rows:]
+        self.checkpoint, self.first, self.journal = self.backup
         self.backup = None
+
+
+def _whole(row: bytes) -> bool:
+    return len(row) >= 4 and crc32(row[:-4]).to_bytes(4) == row[-4:]
 
 
 class DictRecords:
@@ -61,16 +105,25 @@ class DictRecords:
             for number, states in checkpoint.records.items()
         }
         self.where = {id: number for number, records in self.partitions.items() for id in records}
+        self._encoded: dict[str, bytes] = {}  # of the records that did not change since the last checkpoint
 
     def get(self, id: str) -> Record | None:
-        return self.partitions[self.where[id]].get(id) if id in self.where else None
+        number = self.where.get(id)
+        return None if number is None else self.partitions[number].get(id)
 
     def put(self, partition: int, record: Record) -> None:
         self.where[record.id] = partition
         self.partitions.setdefault(partition, {})[record.id] = record
+        self._encoded.pop(record.id, None)
 
     def drop(self, partition: int, id: str) -> None:
         del self.partitions[partition][id]
+        self._encoded.pop(id, None)
+
+    def forget(self, partition: int) -> None:
+        """The node does not hold the partition any more."""
+        for id in list(self.partitions.get(partition, {})):
+            self.drop(partition, id)
 
     def changed(self, partition: int, have: Vector, after: str | None, limit: int) -> list[Record]:
         """since(have), one page, as storage gives it."""
@@ -84,6 +137,12 @@ class DictRecords:
 
     def encoded(self) -> dict[int, dict[str, bytes]]:
         return {
-            number: {id: codec.to_bytes(record) for id, record in sorted(records.items())}
+            number: {id: self._bytes(record) for id, record in sorted(records.items())}
             for number, records in sorted(self.partitions.items())
         }
+
+    def _bytes(self, record: Record) -> bytes:
+        found = self._encoded.get(record.id)
+        if found is None:
+            found = self._encoded[record.id] = codec.to_bytes(record)
+        return found

@@ -54,28 +54,35 @@ class Network:
         loss = weather.loss
         if kind == "delta":
             loss = 1.0 if source == weather.mute else weather.delta_loss
-        if chance.random() < loss:
+        if loss and chance.random() < loss:
             self.counts["lost"] += 1
             return
         copies = 1
-        if kind != "agent" and chance.random() < weather.doubling:
+        if weather.doubling and kind != "agent" and chance.random() < weather.doubling:
             self.counts["doubled"] += 1
             copies = 2
+
+        def arrive() -> None:
+            if (source, target) in self.cut:
+                self.counts["cut"] += 1
+            else:
+                deliver()
+
         for _ in range(copies):
-            delay = chance.randint(1, weather.delay_max)
+            delay = self.world.between(1, weather.delay_max)
             if chance.random() < 0.05:
                 delay *= 20  # a straggler
+                self.counts["straggling"] += 1
             if kind == "page":
-                delay += chance.randint(0, weather.page_delay_max)
-            self.world.after(delay, lambda: self._arrive(source, target, deliver))
+                delay += self.world.between(0, weather.page_delay_max)
+            self.world.after(delay, arrive)
+
+    @property
+    def fair(self) -> bool:
+        """Does everything work?"""
+        return self.weather is FAIR
 
     def heal(self) -> None:
         """From now on everything arrives, once, if not in order."""
         self.cut.clear()
         self.weather = FAIR
-
-    def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
-        if (source, target) in self.cut:
-            self.counts["cut"] += 1
-        else:
-            deliver()

@@ -2,25 +2,30 @@
 
 The order of things is crdt_spine/node's: nothing of a turn leaves before its journal row is on the disk; a
 checkpoint may be taken in the middle of a turn; a node whose peers know more of its actor than its disk does goes on
-under a new name.
+under a new name. It can die between any two of its effects (boundaries.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from crdt_spine.core.causality import Vector
+from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.membership import Membership
 from crdt_spine.core.messages import Ack, Change, Delta, SyncPage, Write, encode
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica, Turn, actor_name, node_of
+from crdt_spine.core.retirement import Retirement
+from crdt_spine.core.thread import Entry
+from simulator.boundaries import DROPPED
 from simulator.disk import Checkpoint, DictRecords, Disk
 from simulator.repair import Repair
-from simulator.world import START
+from simulator.world import START, Crash
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
@@ -48,9 +53,9 @@ class Node:
         self.latest = 0  # the greatest wall clock that it ever saw
         self.life = 0
         self.stopped: list[Callable[[], None]] | None = None  # what is to be done once it is no longer paused
+        self.doomed: tuple[str, int] | None = None  # where it is to die, and how often it gets past that before
         self.running = False
         self.serving = False
-        self.boot()
 
     @property
     def now(self) -> int:
@@ -61,8 +66,13 @@ class Node:
 
     def later(self, milliseconds: int, action: Callable[[], None]) -> None:
         """Do something, unless the node crashes before."""
-        life = self.life
-        self.world.after(milliseconds, lambda: self.do(lambda: action() if self.alive(life) else None))
+        self.world.after(milliseconds, partial(self._due, self.life, action))
+
+    def _due(self, life: int, action: Callable[[], None]) -> None:
+        if self.stopped is not None:
+            self.stopped.append(partial(self._due, life, action))
+        elif self.running and self.life == life:
+            action()
 
     def alive(self, life: int) -> bool:
         """Is it still the same process?"""
@@ -90,60 +100,80 @@ class Node:
     # -- coming up and going down -----------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Recover from the disk, then shake hands."""
+        """Recover from the disk, look who holds what, then shake hands."""
         self.life += 1
-        self.running, self.serving = True, False
+        self.running, self.serving, self.doomed = True, False, None
         checkpoint = self.disk.checkpoint
         self.fresh = checkpoint.incarnation == 0
         self.incarnation = checkpoint.incarnation or self.cluster.new_incarnation()
+        self.began = checkpoint.began or self.incarnation
         self.suspect = checkpoint.suspect
         self.store = DictRecords(checkpoint)
+        self.membership = self.seen = checkpoint.membership
+        disk = actor_name("r", self.name, str(self.began))
+        retirement = Retirement(self.name, self.cluster.names, disk, self.cluster.retirement_seconds)
+        retirement.restore(checkpoint.retirement)
         self.replica = Replica(
-            self.name, self.actor, self.store, HybridClock(checkpoint.clock), self.cluster.peers_of(self.name),
-            self.cluster.write_quorum,
+            self.name, self.actor, self.store, HybridClock(checkpoint.clock), {}, self.cluster.write_quorum,
+            retirement=retirement,
         )  # fmt: skip
+        self._hold(self.membership)
         for number, partition in self.replica.partitions.items():
             partition.vector = dict(checkpoint.vectors.get(number, {}))
+            partition.forgotten = dict(checkpoint.forgotten.get(number, {}))
             records = self.store.partitions.get(number, {}).values()
             partition.memories = sum(record.alive for record in records)
             partition.tombstones = len(records) - partition.memories
-            self._record_history(number)
-        for sequence, row in enumerate(self.disk.journal, 1):
+        torn = len(self.disk.journal)
+        for sequence, row in self.disk.rows():
             entries = row.split(b"\n")
             if sequence <= checkpoint.through:
                 self.replica.remember(entries, decode_entry)
             else:
                 self.replica.replay(entries, decode_entry)
+        if torn > len(self.disk.journal):
+            self.tell("finds its last row torn")
+            self.cluster.counts["torn rows found"] += 1
         self.replica.recovered()
-        self.through = len(self.disk.journal)
+        self.through = self.disk.last
         self._wake = self._commit_planned = self._committing = False
-        self._flushing = False
+        self._adopting = False
         self._barriers: list[Callable[[], None]] = []
         self._answers: dict[int, Answer] = {}
         self.repair = Repair(self)
-        if self.fresh:
-            self._write_identity()
         vectors = {number: dict(p.vector) for number, p in self.replica.partitions.items()}
         self.tell(f"starts as {self.actor} with {vectors}")
         self.cluster.check("restarted", self, vectors)
+        self.look_at_register()
+        self.later(self.world.between(20, self.cluster.look_milliseconds(self.name)), self._look_regularly)
         self.repair.announce()
         self._handshake(self.world.now + HANDSHAKE_MILLISECONDS)
         self.repair.run()
         self.later(FLUSH_MILLISECONDS, self._flush_regularly)
         self.later(250, self._expire)
 
-    def crash(self, *, half_written: bool) -> None:
-        """Lose everything in memory. A journal row under way is on the disk, or not."""
-        half_written = half_written and self._committing and bool(self._row)
-        if half_written:
-            self.disk.append(self._row)
-            self.cluster.check("persisted", self, self._turn)
-        self.tell("crashes" + (", its last row just written" if half_written else ""))
+    def crash(self, where: str) -> None:
+        """Lose everything in memory, between two effects or at any other time."""
+        self.tell(f"crashes {where}")
         self.running = self.serving = False
-        self.stopped = None
+        self.stopped = self.doomed = None
+        self.cluster.crashed(self, where)
+
+    def boundary(self, where: str, dying: Callable[[], None] | None = None) -> None:
+        """Between two effects: if the node is to die here, it does, and leaves behind what `dying` does."""
+        if self.doomed is None or self.doomed[0] != where:
+            return
+        if self.doomed[1]:
+            self.doomed = (where, self.doomed[1] - 1)
+            return
+        if dying is not None:
+            dying()
+        self.crash(where)
+        raise Crash
 
     def _handshake(self, deadline: int) -> None:
-        unheard = {peer for peers in self.replica.peers.values() for peer in peers} - self.repair.answered
+        peers = {peer for peers in self.replica.peers.values() for peer in peers}
+        unheard = peers - self.repair.answered
         if unheard and not self.repair.usurped and self.world.now < deadline:
             self.later(HANDSHAKE_MILLISECONDS // 5, lambda: self._handshake(deadline))
             self.repair.announce()
@@ -172,14 +202,28 @@ class Node:
         def renamed() -> None:
             if self.repair.usurped:
                 self.suspect = frozenset(self.replica.partitions)
-            old, self.incarnation = self.actor, self.cluster.new_incarnation()
+            self._rename(reason)
             self._write_identity()
-            self.replica.actor = self.actor
+            self.repair.compare()
             self.repair.usurped = False
-            self.tell(f"goes on as {self.actor}, no longer {old}: {reason}")
             self.serve()
 
         self.barrier(renamed)
+
+    def reseed(self) -> None:
+        """Its disk was retired: go on with an empty one, and serve once that has what the peers have."""
+        self.tell("is retired, and begins anew with an empty disk")
+        self.cluster.counts["reseeded"] += 1
+        self.disk = Disk()
+        self.disk.checkpoint = Checkpoint(suspect=frozenset(range(self.cluster.partitions)))
+        self.disk_epoch += 1
+        self.cluster.check("rolled_back", self)
+        self.crash("for good")
+
+    def _rename(self, reason: str) -> None:
+        old, self.incarnation = self.actor, self.cluster.new_incarnation()
+        self.replica.actor = self.actor
+        self.tell(f"goes on as {self.actor}, no longer {old}: {reason}")
 
     @property
     def actor(self) -> str:
@@ -188,6 +232,69 @@ class Node:
     def tell(self, what: str) -> None:
         self.world.tell(self.name, what)
 
+    # -- who holds what ---------------------------------------------------------------------------------------------
+
+    def stage(self, number: int) -> str | None:
+        """How far this node is with a partition, by the newest that it knows: it acts on a step that takes something
+        from it at once, and on one that gives it something once that is on its disk."""
+        stage = self.membership.stage(number, self.name)
+        return stage if stage == self.seen.stage(number, self.name) else None
+
+    def _look_regularly(self) -> None:
+        self.look_at_register()
+        self.later(self.world.between(20, self.cluster.look_milliseconds(self.name)), self._look_regularly)
+
+    def look_at_register(self) -> None:
+        """Adopt what is new there."""
+        register = self.cluster.register
+        if not self._adopting:
+            register.confirm(self.name, self.membership.epoch)  # it may have died before it did
+            if register.membership.epoch > self.membership.epoch:
+                self._adopt(register.membership)
+
+    def _adopt(self, membership: Membership) -> None:
+        """Act on a step; keep it; then confirm it. What is no longer held here, or was dropped here and is given anew,
+        is forgotten once all that came of it is durable."""
+        self.seen, self._adopting = membership, True
+        held = self.replica.partitions
+        before, after = _seats(self.membership, self.name), _seats(membership, self.name)
+        gone = [number for number in held if before[number] != after.get(number)]
+        self.replica.close(gone)
+        self.repair.leave(gone)
+
+        def durable() -> None:
+            for number in gone:
+                self.tell(f"drops partition {number}")
+                self.store.forget(number)
+                self.suspect -= {number}
+                self.cluster.check("dropped", self, number)
+            self._hold(self.membership, without=gone)
+            given = membership.peers_of(self.name).keys() - self.replica.partitions.keys()
+            self._hold(membership)
+            self.repair.meet()
+            self.membership = membership
+            if given and self.incarnation == self.disk.checkpoint.incarnation:  # else the name is new
+                self._rename(f"it is given {sorted(given)}")
+            self.boundary("before a membership is written")
+            self._write_identity()
+            if gone:
+                self.boundary(DROPPED)
+            self.boundary("before a membership is confirmed")
+            self._adopting = False
+            self.tell(f"confirms epoch {membership.epoch}")
+            self.cluster.register.confirm(self.name, membership.epoch)
+
+        self.barrier(durable)
+
+    def _hold(self, membership: Membership, without: list[int] | None = None) -> None:
+        peers = {n: others for n, others in membership.peers_of(self.name).items() if n not in (without or ())}
+        done, lost = self.replica.change_peers(peers, membership.muted())
+        self.done(done)
+        for waiting in lost:
+            self._answers.pop(waiting.ticket)("unknown", waiting)
+        for number in peers:
+            self._record_history(number)
+
     # -- turns ------------------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
@@ -195,7 +302,7 @@ class Node:
         self._wake = True
         if not self._commit_planned and not self._committing:
             self._commit_planned = True
-            self.later(self.world.random.randint(0, 8), self._commit)
+            self.later(self.world.between(0, 8), self._commit)
 
     def barrier(self, then: Callable[[], None]) -> None:
         """Do it once everything that has taken effect so far is durable."""
@@ -209,27 +316,39 @@ class Node:
         self._commit_planned = self._wake = False
         turn = self.replica.end_turn()
         barriers, self._barriers = self._barriers, []
-        self._committing, self._turn, self._row = True, turn, b"\n".join(turn.journal)
+        if turn.empty:
+            for then in barriers:
+                then()
+            return
+        self._committing = True
         if self.cluster.without == "persist-before-send":
             self._send(turn)
-        self.later(self.world.random.randint(1, 25), lambda: self._committed(turn, barriers))
+        self.later(self.world.between(1, 25), lambda: self._committed(turn, barriers))
 
     def _committed(self, turn: Turn, barriers: list[Callable[[], None]]) -> None:
-        if turn.journal and self.disk.full:
-            self.later(500, lambda: self._committed(turn, barriers))
-            return
         if turn.journal:
-            self.through = self.disk.append(self._row)
+            if self.disk.full:
+                self.later(500, lambda: self._committed(turn, barriers))
+                return
+            self._write_row(turn)
         self._committing = False
         self.cluster.check("persisted", self, turn)
+        self.boundary("after its row")
         self._send(turn)
         for waiting in self.replica.persisted(turn):
             self._done(waiting)
         self.cluster.check("settled", self, turn)
+        self.boundary("after a turn")
         if self._wake:
             self.touch()
         for then in barriers:
             then()
+
+    def _write_row(self, turn: Turn) -> None:
+        row = b"\n".join(turn.journal)
+        self.boundary("before its row")
+        self.boundary("while its row is written", lambda: self.disk.tear(row, self.world.now))
+        self.through = self.disk.append(row, self.world.now)
 
     def _send(self, turn: Turn) -> None:
         for number, raw in turn.deltas:
@@ -237,10 +356,12 @@ class Node:
             last = delta.first + len(delta.changes) - 1
             self.cluster.check("sent", self, "delta", {number: {delta.actor: last}})
             for peer in self.replica.peers[number]:
-                self.send(peer, lambda node, raw=raw: node.take_delta(raw), "delta")
+                self.boundary("before a delta")
+                self.send(peer, lambda node, raw=raw, delta=delta: node.take_delta(raw, delta), "delta")
         for actor, reached in turn.acks.items():
             node = node_of(actor)[1]
             if node != self.name:
+                self.boundary("before an acknowledgement")
                 self.cluster.check("sent", self, "ack", {number: {actor: n} for number, n in reached.items()})
                 raw = encode(Ack(node=self.name, actor=actor, reached=reached))
                 self.send(node, lambda node, raw=raw: node.take_ack(raw))
@@ -248,14 +369,15 @@ class Node:
     def send(self, target: str, deliver: Callable[[Node], None], kind: str = "") -> None:
         """A message to another node. It reaches the process that had subscribed when it was sent, or nobody; and what
         a node sent before its disk was rolled back has arrived, or is gone, when it starts again."""
-        epoch, life = self.disk_epoch, self.cluster.nodes[target].life
-
-        def arrive() -> None:
-            node = self.cluster.nodes[target]
-            if node.running:
-                node.do(lambda: deliver(node) if node.alive(life) and self.disk_epoch == epoch else None)
-
+        node = self.cluster.nodes[target]
+        arrive = partial(self._arrive, node, node.life, self.disk_epoch, deliver)
         self.cluster.network.send(self.name, target, arrive, kind)
+
+    def _arrive(self, node: Node, life: int, epoch: int, deliver: Callable[[Node], None]) -> None:
+        if node.stopped is not None:
+            node.stopped.append(partial(self._arrive, node, life, epoch, deliver))
+        elif node.running and node.life == life and self.disk_epoch == epoch:
+            deliver(node)
 
     def records_ahead(self) -> bool:
         """Is there a record with a change that the vector does not have yet?"""
@@ -267,25 +389,34 @@ class Node:
         return Checkpoint(
             self.through, self.store.encoded(),
             {number: dict(p.vector) for number, p in self.replica.partitions.items()},
-            self.incarnation, self.replica.clock.highest, self.suspect,
+            self.incarnation, self.replica.clock.highest, self.suspect, self.membership, self.began,
+            self.replica.retirement.saved,
+            {number: dict(p.forgotten) for number, p in self.replica.partitions.items()},
         )  # fmt: skip
 
     def _write_identity(self) -> None:
+        self.boundary("before a name is written")
         self.disk.checkpoint = self._checkpoint()
         self.cluster.check("checkpointed", self, self.disk.checkpoint)
+        self.boundary("after a name is written")
 
     def _flush_regularly(self) -> None:
         checkpoint = self._checkpoint()
         before = self.disk.checkpoint
 
         def written() -> None:
-            if self.disk.checkpoint is before and not self.disk.full:  # else a newer one was written meanwhile
-                self.disk.checkpoint = checkpoint
-                self.cluster.check("checkpointed", self, checkpoint)
             self.later(FLUSH_MILLISECONDS, self._flush_regularly)
+            if self.disk.checkpoint is not before or self.disk.full:
+                return  # a newer one was written meanwhile
+            self.boundary("before a checkpoint")
+            self.disk.checkpoint = checkpoint
+            self.cluster.check("checkpointed", self, checkpoint)
+            self.boundary("after a checkpoint")
+            self.cluster.counts["rows pruned"] += self.disk.prune(self.world.now, self.cluster.operations())
+            self.boundary("after pruning")
 
         def journaled() -> None:
-            self.later(self.world.random.randint(1, 100), written)
+            self.later(self.world.between(1, 100), written)
 
         if self.cluster.without == "journal-first":
             journaled()
@@ -294,8 +425,7 @@ class Node:
 
     # -- messages in ------------------------------------------------------------------------------------------------
 
-    def take_delta(self, raw: bytes) -> None:
-        delta = _decode_delta(raw)
+    def take_delta(self, raw: bytes, delta: Delta) -> None:
         if delta.actor == self.actor:
             return
         if not self.replica.receive(delta, raw, self.now):
@@ -303,15 +433,19 @@ class Node:
         self.touch()
 
     def take_ack(self, raw: bytes) -> None:
-        for waiting in self.replica.ack(_decode_ack(raw)):
-            self._done(waiting)
+        self.done(self.replica.ack(_decode_ack(raw)))
 
-    def write(self, operation: Write, agent: str, operation_id: str, retry: bool, answer: Answer) -> None:
-        """An agent's write; `answer` hears what came of it."""
-        if not self.serving or self.disk.full:
+    def write(
+        self, operation: Write, agent: str, operation_id: str, token: Vector, retry: bool, answer: Answer
+    ) -> None:
+        """An agent's write; `answer` hears what came of it. What the agent wrote or read before is here, or the write
+        would not build on it."""
+        number = self.cluster.partition_of(operation.id)
+        if not self.serving or self.disk.full or self.stage(number) != "member":
+            return
+        if not within(token, self.replica.partitions[number].vector) and self.cluster.without != "builds-on":
             return
         ticket = self.cluster.new_ticket()
-        number = self.cluster.partition_of(operation.id)
         try:
             self.replica.write(number, operation, agent, operation_id, self.now, ticket, retry)
         except Refused as refused:
@@ -323,15 +457,37 @@ class Node:
     def read(self, id: str, token: Vector, answer: Answer) -> None:
         """An agent's read of one memory, no older than its token. No answer: ask another node."""
         number = self.cluster.partition_of(id)
+        if not self.serving or self.stage(number) not in ("member", "leaving"):
+            return
         behind = self.replica.behind(number, token) and self.cluster.without != "token"
-        if self.serving and not behind and self.replica.settled(id):
+        if not behind and self.replica.settled(id):
             answer("read", (self.store.get(id), dict(self.replica.durable[number])))
+
+    def read_thread(
+        self, number: int, thread: str, token: Vector, answer: Callable[[list[Entry], Vector], None]
+    ) -> None:
+        """An agent's look at what one partition has of a thread; it leaves once all that it shows is durable."""
+        if not self.serving or self.stage(number) not in ("member", "leaving") or self.replica.behind(number, token):
+            return
+        entries = []
+        for record in self.store.partitions.get(number, {}).values():
+            life, origin = record.life.value, record.life.origin
+            if record.alive and life.thread == thread and life.clock:
+                entries.append(
+                    Entry(
+                        id=record.id, agent=life.agent, clock=life.clock, created=life.created, partition=number,
+                        actor=origin.actor, n=origin.n, after=life.after, changes=record.version,
+                    )
+                )  # fmt: skip
+        vector = dict(self.replica.partitions[number].vector)
+        self.barrier(lambda: answer(entries, vector))
 
     def done(self, waiting: list[Waiting]) -> None:
         for one in waiting:
             self._done(one)
 
     def _done(self, waiting: Waiting) -> None:
+        self.boundary("before an answer")
         self._answers.pop(waiting.ticket)("done", waiting)
 
     def _expire(self) -> None:
@@ -342,11 +498,17 @@ class Node:
     def _record_history(self, number: int) -> None:
         """Let the history hear of every change that this node gives a dot."""
         partition = self.replica.partitions[number]
-        coordinate = partition.coordinate
+        coordinate = type(partition).coordinate
 
         def recorded(actor: str, change: Change, record: Record | None) -> Record:
-            after = coordinate(actor, change, record)
-            self.cluster.check("coordinated", self, number, (actor, partition.vector[actor]), change)
+            past = join(partition.vector, {} if record is None else record.version)
+            after = coordinate(partition, actor, change, record)
+            self.cluster.check("coordinated", self, number, (actor, partition.vector[actor]), change, past)
             return after
 
         partition.coordinate = recorded  # type: ignore[method-assign]
+
+
+def _seats(membership: Membership, name: str) -> dict[int, int]:
+    """The partitions that a node holds, and since when."""
+    return {number: membership.seats[number][name].since for number in membership.peers_of(name)}

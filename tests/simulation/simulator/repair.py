@@ -6,6 +6,7 @@ announced it; the first page fixes `upto`; every page is durable before the next
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import Announcement, SyncPage, SyncRequest, encode
+from crdt_spine.core.replica import node_of
 
 if TYPE_CHECKING:
     from simulator.node import Node
@@ -51,48 +53,68 @@ class Repair:
         self.announced = 0
         self.answered: set[str] = set()  # who said what it knows of this node
         self.usurped = False
-        self.behind: dict[int, tuple[str, int]] = {}  # partition -> (who has more, since when)
+        self.behind: dict[int, str] = {}  # partition -> who has more
         self.syncs: dict[int, Sync] = {}
-        self.collected = 0
 
     def run(self) -> None:
-        """Look for gaps, for ever; announce and collect now and then."""
-        self.node.later(self.world.random.randint(1, self.node.cluster.announce_milliseconds), self._announce_regularly)
-        self.node.later(100, self._look)
+        """Announce and collect now and then, for ever; compare what is suspect."""
+        self.node.later(self.world.between(1, self.node.cluster.announce_milliseconds), self._announce_regularly)
+        self.compare()
+
+    def leave(self, numbers: Collection[int]) -> None:
+        """Pull nothing of these partitions any more."""
+        for number in numbers:
+            self.syncs.pop(number, None)
+            self.behind.pop(number, None)
+
+    def meet(self) -> None:
+        """Others hold the partitions now: pull from nobody who was dropped. Its tombstones may be gone everywhere else,
+        while a page of its is on the way."""
+        peers = self.node.replica.peers
+        self.leave([sync.number for sync in self.syncs.values() if sync.source not in peers.get(sync.number, ())])
 
     # -- announcements ----------------------------------------------------------------------------------------------
 
     def announce(self, answers: str = "") -> None:
         """Say what is durable here; in answer to a node also what it had said."""
         node = self.node
-        vectors = {number: dict(vector) for number, vector in node.replica.durable.items()}
+        vectors = node.replica.durable
         node.cluster.check("sent", node, "announcement", vectors)
         state = "up" if node.serving else "starting"
+        retirement = node.replica.retirement
         self.announced += 1
         number = (node.life, self.announced)
         announcement = Announcement(
             node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors, known_of=answers,
-            known=node.replica.known_of(answers) if answers else {},
+            known=node.replica.known_of(answers) if answers else {}, epoch=node.membership.epoch,
+            disk=retirement.disk, retired=tuple(sorted(retirement.retired)), silent=retirement.said(),
         )  # fmt: skip
-        raw = encode(announcement)
+        said = _decode_announcement(encode(announcement))  # once for all hearers: nobody changes a message
         for peer in node.cluster.nodes:
             if peer != node.name:
-                node.send(peer, lambda other: other.repair.take_announcement(raw, number))
+                node.send(peer, lambda other: other.repair.take_announcement(said, number))
 
     def _announce_regularly(self) -> None:
+        self._judge_silence()
         self.announce()
-        self.node.replica.drain(self.node.now)
-        self.node.touch()
+        if any(partition.waiting for partition in self.node.replica.partitions.values()):
+            self.node.replica.drain(self.node.now)
+            self.node.touch()
         if self.node.serving:
             self._collect()
         self.node.later(self.node.cluster.announce_milliseconds, self._announce_regularly)
 
-    def take_announcement(self, raw: bytes, number: tuple[int, int]) -> None:
-        announcement = _decode_announcement(raw)
+    def take_announcement(self, announcement: Announcement, number: tuple[int, int]) -> None:
         if number <= self.numbers.get(announcement.node, (0, 0)):
             return
         self.numbers[announcement.node] = number
         replica = self.node.replica
+        heeded = replica.heed(announcement)
+        if replica.retirement.expelled:
+            self.node.reseed()
+        if not heeded or replica.retirement.expelled:
+            self.heard.pop(announcement.node, None)
+            return
         self.heard[announcement.node] = announcement
         if announcement.known_of == self.node.name:
             self.answered.add(announcement.node)
@@ -104,24 +126,37 @@ class Repair:
             return
         if announcement.state == "starting" and not announcement.known_of:
             self.announce(announcement.node)
+        counted = self.node.seen.counted(announcement.node, announcement.epoch, announcement.vectors)
+        if counted.keys() != announcement.vectors.keys():
+            announcement = msgspec.structs.replace(announcement, vectors=counted)
         done, behind = replica.hear(announcement)
         self.node.done(done)
         for partition in behind:
             self.mark_behind(partition, announcement.node)
 
+    def _judge_silence(self) -> None:
+        self.node.replica.retirement.tick(self.node.cluster.announce_milliseconds / 1000)
+        for disk in self.node.replica.retire():
+            self.node.cluster.counts["retired"] += 1
+            self.node.tell(f"retires {disk}")
+            self.heard.pop(node_of(disk)[1], None)
+
     def _collect(self) -> None:
         node = self.node
         for number, partition in node.replica.partitions.items():
-            collected = partition.collect(node.store.tombstones(number), node.replica.peers[number])
+            if not partition.tombstones:
+                continue
+            collected = node.replica.collect(number, node.store.tombstones(number))
             if collected:
-                self.collected += collected
+                node.cluster.counts["tombstones collected"] += collected
                 node.tell(f"forgets {collected} tombstones of partition {number}")
 
     # -- syncs ------------------------------------------------------------------------------------------------------
 
     def mark_behind(self, number: int, source: str) -> None:
         if number not in self.behind and source != self.node.name:
-            self.behind[number] = (source, self.world.now)
+            self.behind[number] = source
+            self.node.later(GRACE_MILLISECONDS, lambda: self._pull(number))
 
     def break_off(self) -> None:
         """Every sync under way ends here."""
@@ -134,17 +169,35 @@ class Repair:
         heard = self.heard.get(source)
         return heard is not None and not within(heard.vectors.get(number, {}), partition.vector)
 
-    def _look(self) -> None:
-        sources = [name for name, heard in self.heard.items() if heard.state == "up"]
+    def compare(self) -> None:
+        """Make partitions what a peer's are, where the own disk can't be believed, until none is left."""
+        if self.node.suspect:
+            self.node.later(100, self._compare)
+
+    def _compare(self) -> None:
         for number in sorted(self.node.suspect - self.syncs.keys()):
+            members = self.node.membership.seats[number].items()
+            sources = [
+                name for name, seat in members
+                if name in self.heard and self.heard[name].state == "up" and seat.stage in ("member", "leaving")
+            ]  # fmt: skip
             if sources and self.node.incarnation == self.node.disk.checkpoint.incarnation:
                 self._start(Sync(number, self.world.random.choice(sources), {}, True))
-        for number, (source, since) in sorted(self.behind.items()):
-            if number not in self.syncs and self.world.now - since >= GRACE_MILLISECONDS:
-                del self.behind[number]
-                if self._still_behind(number, source):
-                    self._start(Sync(number, source, dict(self.node.replica.partitions[number].vector), False))
-        self.node.later(100, self._look)
+        self.compare()
+
+    def _pull(self, number: int) -> None:
+        """Ask for what is still missing, once no other sync of the partition is under way."""
+        source = self.behind.get(number)
+        if source is None:
+            return
+        if number in self.syncs or number in self.node.suspect:
+            self.node.later(100, lambda: self._pull(number))
+            return
+        del self.behind[number]
+        replica = self.node.replica
+        may = source in replica.peers.get(number, ()) and not replica.retirement.is_away(source)
+        if may and self._still_behind(number, source):
+            self._start(Sync(number, source, dict(self.node.replica.partitions[number].vector), False))
 
     def _start(self, sync: Sync) -> None:
         self.syncs[sync.number] = sync
@@ -161,8 +214,9 @@ class Repair:
                 have=sync.have,
                 upto=sync.upto,
                 after=sync.after,
-                limit=self.world.random.randint(1, PAGE_RECORDS_MAX),
+                limit=self.world.between(1, PAGE_RECORDS_MAX),
                 whole=sync.whole,
+                disk=self.node.replica.retirement.disk,
             )
         )
         self.node.send(sync.source, lambda source: source.repair.take_request(raw, self.node, sync, page))
@@ -176,6 +230,9 @@ class Repair:
     def take_request(self, raw: bytes, asker: Node, sync: Sync, number: int) -> None:
         """Answer with one page; it leaves once everything in it is durable here."""
         node, request = self.node, _decode_request(raw)
+        retired = request.disk in node.replica.retirement.retired and node.cluster.without != "retired"
+        if request.partition not in node.replica.partitions or retired:
+            return
         durable = node.replica.durable[request.partition]
         upto = dict(durable) if request.upto is None else request.upto
         if not within(upto, durable) or (request.whole and node.suspect):
@@ -191,15 +248,30 @@ class Repair:
             clock=node.replica.clock.highest,
             after=request.after,
             whole=request.whole,
+            forgotten=dict(node.replica.partitions[request.partition].forgotten),
         )
         life = asker.life
 
         def leave() -> None:
             node.cluster.check("sent", node, "page", {request.partition: upto})
+            node.boundary("before a page leaves")
             answer = encode(page)
             node.send(asker.name, lambda there: there.repair.take_page(answer, sync, number, life), "page")
 
         node.barrier(leave)
+
+    def _is_useful(self, page: SyncPage, sync: Sync) -> bool:
+        """Has its source forgotten nothing that this node never saw? Else ask for the whole, or begin anew."""
+        replica = self.node.replica
+        verdict = replica.judge(page, sync.have)
+        if verdict == "too late" and self.node.serving:
+            replica.retirement.adopt([replica.retirement.disk])
+            self.node.reseed()
+        elif verdict == "not believed" or replica.retirement.is_away(sync.source):
+            del self.syncs[sync.number]
+        elif verdict != "useful":
+            self._start(Sync(sync.number, sync.source, {}, True))
+        return verdict == "useful" and sync.number in self.syncs
 
     def take_page(self, raw: bytes, sync: Sync, number: int, life: int) -> None:
         node = self.node
@@ -208,6 +280,8 @@ class Repair:
         page = _decode_page(raw)
         if sync.upto is not None and page.upto != sync.upto:
             del self.syncs[sync.number]
+            return
+        if not self._is_useful(page, sync):
             return
         try:
             node.replica.merge_page(page, raw, node.now)
@@ -223,12 +297,13 @@ class Repair:
         def merged() -> None:
             if self.syncs.get(sync.number) is not sync:
                 return
+            node.boundary("after a page")
             if page.next is None:
                 del self.syncs[sync.number]
                 if sync.whole:
                     node.compared(sync.number)
                 node.tell(f"has pulled partition {page.partition} from {sync.source}, upto {page.upto}")
-            elif self.world.random.random() < BREAK_OFF:
+            elif not node.cluster.network.fair and self.world.random.random() < BREAK_OFF:
                 del self.syncs[sync.number]
                 node.tell(f"the pull of partition {sync.number} from {sync.source} broke off after a page")
             else:

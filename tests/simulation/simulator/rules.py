@@ -1,7 +1,7 @@
 """Rules that can be taken away, to see that the checkers notice: each of them must break some seed.
 
-Some of them are the shell's rather than the core's (`SHELLS`): node.py and repair.py look at `Cluster.without` for
-those.
+Some of them are the shell's rather than the core's (`SHELLS`): node.py, repair.py and operator.py look at
+`Cluster.without` for those.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from crdt_spine.core import orset
 from crdt_spine.core import partition as partitions
 from crdt_spine.core import replica as replicas
 from crdt_spine.core.causality import Vector, join, within
-from crdt_spine.core.messages import Delta
+from crdt_spine.core.messages import Announcement, Delta
 from crdt_spine.core.partition import Partition
 from crdt_spine.core.record import apply, merge
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
+from simulator import speakers
 
 #: Rules of the shell.
-SHELLS = ("last-page", "persist-before-send", "journal-first", "token")
+SHELLS = ("last-page", "persist-before-send", "journal-first", "token", "builds-on", "joined-first", "handed-over")
 
 RULES = {
     "deps": "rule 2: a change waits for what its coordinator had seen",
@@ -37,10 +38,16 @@ RULES = {
     "journal-first": "a checkpoint is written once the turn that is in it is in the journal",
     "bounded": "what is held back beyond a bound is dropped, and a sync brings it",
     "token": "a node that has not reached a reader's token does not answer",
+    "builds-on": "nor does it take a write of an agent that has seen more",
     "drift": "rule 10: a change from the future waits",
     "operations": "rule 11: a retry is answered, not applied again",
     "forgotten": "a late page does not bring a record back whose tombstone was dropped",
+    "retired": "rule 9: what a disk has for which no tombstone waits any more is refused",
     "rolled-back": "a node that finds its disk rolled back takes a new name and compares everything",
+    "joined-first": "a newcomer pulls once all others have confirmed that they know of it",
+    "handed-over": "a leaver is dropped once the others have its changes",
+    "no-holes": "an entry of a thread is shown if nothing before it can be missing",
+    "thread-order": "a thread is shown in causal order, not in that of time",
 }
 
 
@@ -54,7 +61,7 @@ def _apply_again(self: Partition, delta: Delta) -> None:
             self.vector[delta.actor] = n
 
 
-def _merge_forgotten(self: Partition, records: Any) -> None:
+def _merge_forgotten(self: Partition, records: Any, upto: Vector | None = None) -> None:
     for theirs in records:
         mine = self.records.get(theirs.id)
         merged = theirs if mine is None else merge(mine, theirs)
@@ -78,6 +85,15 @@ def _own_vector(self: Partition, replicas: object) -> Vector:
     return self.vector
 
 
+def _heed_all(self: Replica, announcement: Announcement) -> bool:
+    """Retire, but take everything from everybody."""
+    self.judge = lambda page, have: "useful"  # type: ignore[method-assign]
+    self._refuses = lambda delta: False  # type: ignore[method-assign]
+    retired = set(announcement.retired) - {self.retirement.disk}
+    self.retirement.hear(announcement.node, announcement.disk, announcement.silent, retired)
+    return True
+
+
 _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "deps": (Partition, "_due", lambda self, delta, latest: delta.changes[-1].time <= latest),
     "record-deps": (partitions, "join_into", lambda target, other: None),
@@ -90,7 +106,10 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "drift": (replicas, "latest_time", lambda now, drift: 1 << 62),
     "operations": (Replica, "_remember", lambda self, operation, number, actor, n: None),
     "forgotten": (Partition, "merge_records", _merge_forgotten),
+    "retired": (Replica, "heed", _heed_all),
     "rolled-back": (Replica, "lost", lambda self, announcement: False),
+    "no-holes": (speakers, "visible", lambda entries, cut: (entries, {})),
+    "thread-order": (speakers, "causal_order", lambda entries: sorted(entries, key=lambda entry: entry.place)),
 }  # fmt: skip
 
 

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from dataclasses import dataclass
 from unittest.mock import patch
 
 from crdt_spine.core import replica as replicas
 from simulator.agents import Agent
+from simulator.boundaries import BOUNDARIES, MEMBERSHIP_BOUNDARIES
 from simulator.checkers import Checker
 from simulator.checkers.bounds import Bounds
+from simulator.checkers.causality import Causality
 from simulator.checkers.convergence import Convergence
 from simulator.checkers.durability import Durability
 from simulator.checkers.identity import Identity
 from simulator.checkers.liveness import Liveness
 from simulator.checkers.meaning import Meaning
 from simulator.checkers.publishing import Publishing
+from simulator.checkers.resurrection import Resurrection
 from simulator.checkers.retries import Retries
 from simulator.checkers.sessions import Sessions
+from simulator.checkers.tags import Tags
+from simulator.checkers.threads import Threads
 from simulator.checkers.vectors import Vectors
 from simulator.cluster import Cluster
 from simulator.faults import Faults
 from simulator.network import Network
+from simulator.operator import Operator
 from simulator.rules import taken_away
 from simulator.scenario import Scenario
+from simulator.speakers import Speaker
 from simulator.world import Violation, World
 
-TROUBLE_MILLISECONDS = 12_000  # at least ...
-OPERATIONS_MIN = 300  # ... and until the agents have asked for so much
+OPERATIONS_MIN = 300  # the trouble lasts until the agents have asked for so much
+CHANGING_MILLISECONDS_MAX = 60_000  # for a change of the membership to end
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
+SPEAKERS = 2
 WAITING_CHANGES_MAX = 5  # as few as may be held back, so that the bound is reached
 
 
@@ -54,11 +63,12 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
     world = World(seed)
     agents: list[Agent] = []
     checkers = [
-        Retries(), Identity(), Meaning(), Sessions(), Publishing(), Vectors(), Bounds(), Durability(), Convergence(),
-        Liveness(agents),
+        Retries(), Identity(), Resurrection(), Tags(), Meaning(), Sessions(), Publishing(), Vectors(), Causality(),
+        Threads(), Bounds(), Durability(), Convergence(), Liveness(agents),
     ]  # fmt: skip
     counts: dict[str, int] = {}
     problem = ""
+    gc.disable()  # a fifth of the time; what a run leaves behind goes at once when it is over
     try:
         with patch.object(replicas, "WAITING_CHANGES_MAX", WAITING_CHANGES_MAX), taken_away(without):
             _run(world, scenario or Scenario.of(world.random), agents, checkers, without, counts)
@@ -66,6 +76,8 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
         problem = str(violation)
     except Exception as error:  # the core crashed: that is a finding as well
         problem = "".join(traceback.format_exception(error)[-8:])
+    finally:
+        gc.enable()
     counts["events"] = world.events
     return Outcome(world.seed, problem, world.hash.hexdigest(), world.story, counts)
 
@@ -80,16 +92,23 @@ def _run(
 ) -> None:
     world.tell("scenario", str(scenario))
     network = Network(world, scenario.weather)
-    cluster = Cluster(world, network, scenario.skews, scenario.announce, checkers, without)
+    cluster = Cluster(
+        world, network, scenario.skews, scenario.spares, scenario.announce, scenario.looks, checkers, without,
+        scenario.retirement,
+    )  # fmt: skip
+    cluster.agents = agents
     agents += [
         Agent(cluster, f"agent{index}", scenario.ids, scenario.agent_pause_max, scenario.habit)
         for index in range(AGENTS)
     ]
-    faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, rollback=scenario.rollback)
-    world.run_until(TROUBLE_MILLISECONDS)
+    agents += [Speaker(cluster, f"speaker{index}", scenario.agent_pause_max * 5) for index in range(SPEAKERS)]
+    boundaries = BOUNDARIES + (MEMBERSHIP_BOUNDARIES if scenario.operator_pause_max else ())
+    faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, boundaries, rollback=scenario.rollback)
+    operator = Operator(cluster, scenario.operator_pause_max)
+    world.run_until(scenario.trouble)
     while sum(agent.count for agent in agents) < OPERATIONS_MIN:
         world.run_until(world.now + 1_000)
-    faults.over = True
+    faults.over = operator.over = True
     network.heal()
     world.tell("network", "everything works from now on")
     for agent in agents:
@@ -97,15 +116,20 @@ def _run(
     for node in cluster.nodes.values():
         node.skew = 0
         node.disk.full = False
+        node.doomed = None
         if node.stopped is not None:
             node.go_on()
-        if not node.running:
+        if not node.running and node.life:
             node.boot()
+    end = world.now + CHANGING_MILLISECONDS_MAX
+    while not cluster.register.settled and world.now < end:
+        world.run_until(world.now + 1_000)
     world.run_until(world.now + HEALING_MILLISECONDS)
     cluster.check("healed")
     for agent in agents:
         for outcome, times in agent.outcomes.items():
             counts[f"operation {outcome}"] = counts.get(f"operation {outcome}", 0) + times
     counts |= {f"fault {kind}": times for kind, times in faults.counts.items()}
+    counts |= {f"membership {kind}": times for kind, times in operator.counts.items()}
+    counts |= cluster.counts
     counts |= {f"message {kind}": times for kind, times in network.counts.items()}
-    counts["tombstones collected"] = sum(node.repair.collected for node in cluster.nodes.values())

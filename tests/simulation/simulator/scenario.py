@@ -8,6 +8,7 @@ from typing import NamedTuple
 from simulator.agents import Habit
 from simulator.network import Weather
 
+NAMED_SHARE = 0.3  # of the seeds: the scenarios below get at what chance alone seldom does
 FAULTS = ("crash", "crash", "part", "part", "mend", "break off", "clock", "pause", "full disk")
 
 
@@ -23,11 +24,19 @@ class Scenario(NamedTuple):
     announce: int
     rollback: bool
     faults: tuple[str, ...] = FAULTS  # repeated is likelier
+    trouble: int = 12_000  # at least
+    spares: int = 0  # nodes that hold nothing at first
+    operator_pause_max: int = 0  # 0: the membership stays as it is
+    looks: tuple[int, int] = (1_500, 1_500)  # at most, between two looks at the register; the second is n0's
+    retirement: float = float("inf")  # seconds of silence after which a node is retired
 
     @classmethod
     def of(cls, chance: Random) -> Scenario:
-        """Some scenario."""
+        """Some scenario: one of `SCENARIOS`, or anything."""
+        if chance.random() < NAMED_SHARE:
+            return SCENARIOS[chance.choice([*SCENARIOS])]
         nodes = chance.choice([3, 3, 4, 5])
+        spares = chance.choice([0, 0, 1]) if nodes < 5 else 0
         return cls(
             Weather.of(chance),
             tuple(chance.choice([0, 0, 100, -300, 3_000, -3_600_000]) for _ in range(nodes)),
@@ -37,6 +46,8 @@ class Scenario(NamedTuple):
             chance.choice([400, 1_500, 6_000, 20_000]),
             chance.choice([200, 1_000]),
             chance.random() < 0.2,
+            spares=spares,
+            operator_pause_max=chance.choice([500, 4_000]) if spares or chance.random() < 0.2 else 0,
         )
 
 
@@ -66,6 +77,52 @@ ROLLBACKS = DELETES._replace(weather=Weather(0.02, 0.05, 0.0, 50, 1), fault_paus
 FULL_DISKS = DELETES._replace(
     weather=Weather(0.02, 0.05, 0.0, 50, 1),
     habit=Habit(("store", "store", "edit", "tag"), (3,)),
-    fault_pause_max=1_000,
-    faults=("crash", "full disk", "full disk", "pause"),
+    fault_pause_max=400,
+    faults=("crash", "crash", "full disk", "pause"),
 )
+
+#: Nodes join and leave all the time, and crash; what is deleted must stay so everywhere, and is seldom stored again.
+GROWTH = DELETES._replace(
+    weather=Weather(0.0, 0.02, 0.15, 50, 3_000),
+    habit=Habit(("store", "delete", "delete", "tag"), (1, 1, 1, None)),
+    agent_pause_max=60,
+    fault_pause_max=4_000,
+    faults=("crash", "crash", "part", "mend", "break off", "pause"),
+    ids=40,
+    trouble=30_000,
+    skews=(0, 100, -300, 0),
+    spares=1,
+    operator_pause_max=300,
+    looks=(300, 8_000),
+)
+
+#: Nodes leave, and come back, while much of what they say is lost or late.
+FAREWELLS = GROWTH._replace(
+    weather=Weather(0.02, 0.5, 0.15, 300, 3_000),
+    habit=Habit(("store", "store", "delete", "tag"), (1,)),
+    looks=(300, 300),
+)
+
+#: Nodes crash all the time, at every boundary.
+CRASHES = DELETES._replace(
+    weather=Weather(0.02, 0.1, 0.15, 50, 300),
+    fault_pause_max=500,
+    faults=("crash", "crash", "crash", "break off", "part", "mend"),
+    spares=1,
+    operator_pause_max=1_000,
+)
+
+#: Nodes are cut off from all others, while agents reach them, for so long that they are retired.
+RETIREMENTS = DELETES._replace(
+    weather=Weather(0.02, 0.1, 0.05, 50, 100),
+    skews=(0, 100, -300),
+    agent_pause_max=300,
+    fault_pause_max=2_000,
+    faults=("desert", "desert", "desert", "crash", "break off"),
+    retirement=4.0,
+)
+
+SCENARIOS = {
+    "syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS, "full-disks": FULL_DISKS, "growth": GROWTH,
+    "farewells": FAREWELLS, "crashes": CRASHES, "retirements": RETIREMENTS,
+}  # fmt: skip

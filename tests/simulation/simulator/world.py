@@ -14,6 +14,10 @@ class Violation(AssertionError):
     """Something that must hold did not."""
 
 
+class Crash(Exception):
+    """A node has died in the middle of what it was doing: nothing of it happens any more."""
+
+
 class World:
     """The event queue, the generator of all chance, and the story of what happened."""
 
@@ -24,6 +28,7 @@ class World:
         self.story: list[str] = []
         self.hash = hashlib.sha256()
         self.events = 0
+        self._chance = self.random.random
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._planned = 0
 
@@ -32,6 +37,10 @@ class World:
         """The true wall clock, milliseconds."""
         return START + self.now
 
+    def between(self, low: int, high: int) -> int:
+        """A whole number from `low` through `high`; several times as quick as randint."""
+        return low + int(self._chance() * (high - low + 1))
+
     def after(self, milliseconds: int, action: Callable[[], None]) -> None:
         """Do something later."""
         self._planned += 1
@@ -39,10 +48,14 @@ class World:
 
     def run_until(self, time: int) -> None:
         """Let everything happen that is planned up to then."""
-        while self._queue and self._queue[0][0] <= time:
-            self.now, _, action = heapq.heappop(self._queue)
+        queue, pop = self._queue, heapq.heappop
+        while queue and queue[0][0] <= time:
+            self.now, _, action = pop(queue)
             self.events += 1
-            action()
+            try:
+                action()
+            except Crash:
+                pass
         self.now = time
 
     def tell(self, who: str, what: str) -> None:

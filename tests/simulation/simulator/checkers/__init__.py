@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simulator.agents import Agent
     from simulator.cluster import Cluster
     from simulator.disk import Checkpoint
-    from simulator.history import Dot
+    from simulator.history import Dot, Made
     from simulator.node import Node
 
 
@@ -23,8 +23,8 @@ class Checker:
 
     cluster: Cluster
 
-    def coordinated(self, node: Node, partition: int, dot: Dot, change: Change) -> None:
-        """A change was given its dot."""
+    def coordinated(self, node: Node, partition: int, dot: Dot, change: Change, past: Vector) -> None:
+        """A change was given its dot, by a node that had this much: its vector and the record's version."""
 
     def persisted(self, node: Node, turn: Turn) -> None:
         """A turn's journal row is on the disk."""
@@ -41,6 +41,9 @@ class Checker:
     def rolled_back(self, node: Node) -> None:
         """A node's disk has become an older one."""
 
+    def dropped(self, node: Node, partition: int) -> None:
+        """A node forgets a partition: it does not hold it any more, or begins anew with it."""
+
     def restarted(self, node: Node, vectors: dict[int, Vector]) -> None:
         """A node came up with this much."""
 
@@ -50,8 +53,22 @@ class Checker:
     def asked(self, agent: Agent, id: str, attempt: tuple[int, int]) -> None:
         """An agent asks some node for a memory."""
 
-    def read(self, agent: Agent, id: str, attempt: tuple[int, int], record: Record | None, vector: Vector) -> None:
+    def read(
+        self, agent: Agent, id: str, attempt: tuple[int, int], record: Record | None, vector: Vector, node: str
+    ) -> None:
         """The answer: the memory, or that there is none, as a replica with this vector has it."""
+
+    def looked(self, where: str, id: str, record: Record | None, changes: tuple[Made, ...]) -> None:
+        """A memory as it is on a replica that has these changes of it, in the order of their stamps."""
+
+    def appends(self, agent: Agent, thread: str, id: str) -> None:
+        """An agent is about to append an entry to a thread."""
+
+    def appended(self, agent: Agent, thread: str, id: str) -> None:
+        """It was told that this is done."""
+
+    def thread_read(self, agent: Agent, thread: str, order: list[str]) -> None:
+        """An agent is shown a thread: its entries' ids."""
 
     def stale(self, agent: Agent) -> None:
         """An agent gives its token up: nobody reaches it."""

@@ -20,7 +20,7 @@ class Durability(Checker):
 
     def healed(self) -> None:
         for id, partition, (actor, n), needed in self.promised:
-            for node in self.cluster.nodes.values():
+            for node in self.cluster.holders(partition):
                 here = node.replica.partitions[partition].vector.get(actor, 0)
                 if here < n and needed > len(self.gone):
                     self.fail(

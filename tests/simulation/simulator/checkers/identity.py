@@ -25,13 +25,17 @@ class Identity(Checker):
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
         del self.disks[node.name]
 
+    def dropped(self, node, partition) -> None:  # type: ignore[no-untyped-def]
+        for key in [key for key in self.disks[node.name] if key[0] == partition]:
+            del self.disks[node.name][key]
+
     def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
         disk = self.disks[node.name]
         for number, vector in vectors.items():
             for actor, n in vector.items():
                 disk[number, actor] = max(n, disk.get((number, actor), 0))
 
-    def coordinated(self, node, partition, dot, change) -> None:  # type: ignore[no-untyped-def]
+    def coordinated(self, node, partition, dot, change, past) -> None:  # type: ignore[no-untyped-def]
         actor, n = dot
         for name, disk in self.disks.items():
             if n <= disk.get((partition, actor), 0):

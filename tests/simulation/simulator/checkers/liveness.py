@@ -15,7 +15,11 @@ class Liveness(Checker):
         for agent in self.agents:
             if agent.pending is not None:
                 self.fail(f"{agent.name} still waits for an answer to {agent.pending}")
+        if not self.cluster.register.settled:
+            self.fail(f"a change of the membership never ends: {self.cluster.register.membership}")
         for node in self.cluster.nodes.values():
+            if not node.running and node.name not in self.cluster.register.membership.nodes:
+                continue
             if not node.serving:
                 self.fail(f"{node.name} does not serve")
             for number, partition in node.replica.partitions.items():

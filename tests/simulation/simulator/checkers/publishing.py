@@ -22,17 +22,21 @@ class Publishing(Checker):
 
     def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
         for number, vector in vectors.items():
-            self.disks[node.name, number] = join(self.disks[node.name, number], vector)
+            if self.disks[node.name, number] != vector:
+                self.disks[node.name, number] = join(self.disks[node.name, number], vector)
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
-        for number in node.replica.partitions:
-            del self.disks[node.name, number]
+        for number in range(self.cluster.partitions):
+            self.dropped(node, number)
+
+    def dropped(self, node, partition) -> None:  # type: ignore[no-untyped-def]
+        self.disks.pop((node.name, partition), None)
 
     def restarted(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
-        for number, vector in vectors.items():
-            self.disks[node.name, number] = join(self.disks[node.name, number], vector)
+        self._grow(node, vectors)
 
     def sent(self, node, kind, vectors) -> None:  # type: ignore[no-untyped-def]
         for number, vector in vectors.items():
-            if not within(vector, self.disks[node.name, number]):
+            disk = self.disks[node.name, number]
+            if vector != disk and not within(vector, disk):
                 self.fail(f"{node.name} sends a {kind} of {vector}, its disk has {self.disks[node.name, number]}")

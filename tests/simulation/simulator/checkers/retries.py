@@ -11,7 +11,7 @@ class Retries(Checker):
     def __init__(self) -> None:
         self.dots: dict[str, set[tuple[int, str, int]]] = {}
 
-    def coordinated(self, node, partition, dot, change) -> None:  # type: ignore[no-untyped-def]
+    def coordinated(self, node, partition, dot, change, past) -> None:  # type: ignore[no-untyped-def]
         vector = node.replica.partitions[partition].vector
         for number, actor, n in self.dots.get(change.operation, set()):
             lost = self.cluster.history.changes.get((number, actor, n))

@@ -9,25 +9,32 @@ from simulator.checkers import Checker
 
 
 class Vectors(Checker):
-    """A rolled-back disk is the one exception: its node begins anew."""
+    """A node begins anew with a disk that was rolled back, and with a partition that it was given again."""
 
     def __init__(self) -> None:
         self.said: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
-        for number in node.replica.partitions:
-            del self.said[node.name, number]
+        for number in range(self.cluster.partitions):
+            self.dropped(node, number)
+
+    def dropped(self, node, partition) -> None:  # type: ignore[no-untyped-def]
+        self.said.pop((node.name, partition), None)
 
     def sent(self, node, kind, vectors) -> None:  # type: ignore[no-untyped-def]
         for number, vector in vectors.items():
+            if vector == self.said[node.name, number]:
+                continue
             if kind == "announcement" and not within(self.said[node.name, number], vector):
                 self.fail(f"{node.name} said {self.said[node.name, number]} of partition {number}, now {vector}")
             self.said[node.name, number] = join(self.said[node.name, number], vector)
 
     def settled(self, node, turn) -> None:  # type: ignore[no-untyped-def]
-        self.restarted(node, {number: partition.vector for number, partition in node.replica.partitions.items()})
+        held = node.replica.partitions
+        self.restarted(node, {number: held[number].vector for number in turn.vectors if number in held})
 
     def restarted(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
         for number, vector in vectors.items():
-            if not within(self.said[node.name, number], vector):
-                self.fail(f"{node.name} said {self.said[node.name, number]} of partition {number}, has only {vector}")
+            said = self.said[node.name, number]
+            if said != vector and not within(said, vector):
+                self.fail(f"{node.name} said {said} of partition {number}, has only {vector}")

@@ -1,0 +1,39 @@
+"""Who holds which partition, for the whole cluster: one value that is always consistent, as an entry of JetStream's KV.
+
+Nodes read it when they start and look at it now and then; what they say to have confirmed is on their disks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from crdt_spine.core.membership import Membership, founded
+
+
+class Register:
+    """`confirmed` maps a node to the newest epoch that it has adopted and has on its disk."""
+
+    def __init__(self, replicas: Mapping[int, Iterable[str]]) -> None:
+        self.membership = founded(replicas)
+        self.confirmed: dict[str, int] = {}
+
+    def move(self, membership: Membership) -> None:
+        """The next step, by compare-and-set."""
+        assert membership.epoch == self.membership.epoch + 1, "somebody else was quicker"
+        self.membership = membership
+
+    def confirm(self, node: str, epoch: int) -> None:
+        self.confirmed[node] = max(epoch, self.confirmed.get(node, 0))
+
+    @property
+    def settled(self) -> bool:
+        """Is no change under way, and has everybody heard of the last one?"""
+        return self.membership.change is None and not self.membership.unconfirmed(self.confirmed)
+
+    def members(self, number: int) -> list[str]:
+        """Who answers for a partition."""
+        return [name for name, seat in self.membership.seats[number].items() if seat.stage == "member"]
+
+    def holders(self, number: int) -> list[str]:
+        """Who has a copy of a partition that must be complete in the end."""
+        return [name for name, seat in self.membership.seats[number].items() if seat.stage in ("member", "leaving")]
