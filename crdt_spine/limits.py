@@ -63,7 +63,7 @@ HASHED_KEYS_REMEMBERED_MAX: Final = 32_768  # placement keys and own ids; about 
 # -- what a node keeps of the past ---------------------------------------------------------------------------------
 HISTORY_VERSIONS_MAX: Final = 16  # replaced versions of a memory, the newest ones
 HISTORY_SECONDS_MAX: Final = 7 * 86_400  # since a version was replaced
-HISTORY_ROWS_MAX: Final = 200_000  # replaced versions; some 300 bytes each where memories are sentences
+HISTORY_ROWS_MAX: Final = 500_000  # replaced versions; some 250 bytes each where memories are sentences
 HISTORY_BYTES_MAX: Final = 256 * 1024 * 1024  # of replaced versions, and as much of receipts
 RECEIPTS_MAX: Final = 64  # conflict receipts of a memory, the newest ones
 RECEIPT_SECONDS_MAX: Final = 7 * 86_400  # since the conflict was found

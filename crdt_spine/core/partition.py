@@ -42,6 +42,10 @@ Watcher = Callable[[int, Record | None, Record, str, int], None]
 #: Told what was found about values that were lost to concurrent writes.
 Reporter = Callable[[list[conflicts.Finding]], None]
 
+#: Told of records that were replaced, and by what: by a change of this node's own, by one whose writer had not seen all
+#: of the record, by a sync. The memory's other versions are told of at the nodes that coordinated what replaced them.
+Historian = Callable[[Record, Record], None]
+
 
 class _Open(msgspec.Struct):
     """Consecutive changes of one actor that are not in a delta yet; `ahead`: dots they need beyond the vector."""
@@ -68,6 +72,7 @@ class Partition:
         self.forgotten: Vector = {}  # what is within it may miss tombstones that not every replica had
         self.watcher: Watcher | None = None
         self.reporter: Reporter | None = None
+        self.historian: Historian | None = None
         self._promised: Vector = {}  # the vectors of sources of which pages were merged
         self._open: _Open | None = None  # this turn's own changes
         self._sealed: list[Delta] = []  # and those under an earlier name
@@ -85,6 +90,8 @@ class Partition:
         if record is not None and not within(record.version, self.vector):
             join_into(opened.ahead, record.version)  # rule 3
         after = apply(record, change, Origin(change.time, actor, n, change.agent))
+        if record is not None and self.historian is not None:
+            self.historian(record, after)
         self._keep(record, after, actor, n)
         self.vector[actor] = n
         return after
@@ -124,11 +131,12 @@ class Partition:
             self.waiting_changes += len(delta.changes)
         return self.drain(latest)
 
-    def replay(self, delta: Delta) -> None:
-        """Apply a delta of the own journal again. It was applied once, in this order: its dependencies are here, though
-        maybe in a record that is ahead of the vector (rule 3), and its time had come."""
+    def replay(self, delta: Delta, own: bool = False) -> None:
+        """Apply a delta of the own journal again, `own` if this node has coordinated it. It was applied once, in this
+        order: its dependencies are here, though maybe in a record that is ahead of the vector (rule 3), and its time had
+        come."""
         assert delta.first <= self.vector.get(delta.actor, 0) + 1, "the journal has a hole"
-        self._apply(delta)
+        self._apply(delta, own)
 
     def drain(self, latest: int) -> list[Delta]:
         """Apply what no longer has to wait."""
@@ -172,7 +180,7 @@ class Partition:
     def _due(self, delta: Delta, latest: int) -> bool:
         return within(delta.deps, self.vector) and delta.changes[-1].time <= latest
 
-    def _apply(self, delta: Delta) -> None:
+    def _apply(self, delta: Delta, own: bool = False) -> None:
         actor, here = delta.actor, self.vector.get(delta.actor, 0)
         for n, change in enumerate(delta.changes, delta.first):
             if n <= here:
@@ -181,10 +189,14 @@ class Partition:
             if record is None or n > record.version.get(actor, 0):  # rule 4
                 after = apply(record, change, Origin(change.time, actor, n, change.agent))
                 if record is not None:
+                    telling = own
                     for other, m in record.version.items():
                         if delta.deps.get(other, 0) < m and other != actor:
                             self._report(delta, n, change, record, after)  # its writer had not seen all of the record
+                            telling = True
                             break
+                    if telling and after is not record and self.historian is not None:
+                        self.historian(record, after)
                 if after is not record:
                     self._keep(record, after, actor, n)
             elif not within(record.version, delta.deps):
@@ -245,6 +257,8 @@ class Partition:
                     self.reporter(conflicts.of_merge(mine, theirs, merged, upto, self.vector))
             if merged == mine:
                 continue
+            if mine is not None and self.historian is not None:
+                self.historian(mine, merged)
             self.clock.observe(merged.updated)
             self._count(mine, merged)
             self.records.put(self.number, merged)

@@ -31,7 +31,7 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.open_documents import OpenDocuments
-from crdt_spine.core.partition import Partition, Records, Reporter, latest_time
+from crdt_spine.core.partition import Historian, Partition, Records, Reporter, latest_time
 from crdt_spine.core.quorum import Quorum, Waiting
 from crdt_spine.core.record import Record, completes
 from crdt_spine.core.retirement import Retirement
@@ -126,6 +126,7 @@ class Replica:
         self._closed: frozenset[int] = frozenset()  # partitions that go
         self._watched = False
         self._reporter: Reporter | None = None
+        self._historian: Historian | None = None
 
     def watch(self, on: bool) -> None:
         """Collect events for feeds, or stop."""
@@ -133,12 +134,12 @@ class Replica:
         for partition in self.partitions.values():
             partition.watcher = self._event if on else None
 
-    def report_to(self, reporter: Reporter) -> None:
-        """Tell `reporter` of values that were lost to concurrent writes, as they are found: what it keeps must become
-        durable no later than the records that they were found in."""
-        self._reporter = reporter
+    def report_to(self, reporter: Reporter, historian: Historian) -> None:
+        """Tell `reporter` of values that were lost to concurrent writes, as they are found, and `historian` of what the
+        own changes replace: what they keep must become durable no later than the records that it is about."""
+        self._reporter, self._historian = reporter, historian
         for partition in self.partitions.values():
-            partition.reporter = reporter
+            partition.reporter, partition.historian = reporter, historian
 
     # -- other replicas ---------------------------------------------------------------------------------------------
 
@@ -167,6 +168,7 @@ class Replica:
             self.partitions[number] = Partition(number, self.records, self.clock)
             self.partitions[number].watcher = self._event if self._watched else None
             self.partitions[number].reporter = self._reporter
+            self.partitions[number].historian = self._historian
             self.quorums[number], self.durable[number] = Quorum(), {}
         for number, others in peers.items():
             for changed in set(others) ^ set(self.peers.get(number, ())):
@@ -322,7 +324,10 @@ class Replica:
         """Take what a peer says of who is retired, before anything else that it says; False: it is retired itself, and
         nothing else of it counts."""
         disk = announcement.disk or announcement.actor
-        self.let_go(self.retirement.hear(announcement.node, disk, announcement.silent, announcement.retired))
+        serves = announcement.state in ("up", "full")
+        self.let_go(
+            self.retirement.hear(announcement.node, disk, announcement.silent, announcement.retired, serves=serves)
+        )
         return not self.retirement.is_away(announcement.node)
 
     def retire(self) -> list[str]:
@@ -438,7 +443,7 @@ class Replica:
         for raw in entries:
             match decode(raw):
                 case Delta() as delta if delta.partition in self.partitions:
-                    self.partitions[delta.partition].replay(delta)
+                    self.partitions[delta.partition].replay(delta, delta.actor == self.actor)
                 case SyncPage() as page if page.partition in self.partitions:
                     self.merge_page(page, raw, _END_OF_TIME >> 16)
                 case _:

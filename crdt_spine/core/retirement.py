@@ -8,8 +8,13 @@ has all the old data). The node is welcome again with a disk that began anew.
 **When.** A node retires another once a majority of the cluster's nodes, itself among them, each say that they have not
 heard of it for that long, in announcements that are new. Who is isolated has only its own word; who lost one link has
 only two, the link's ends; a cluster of two nodes never retires anybody. What a retired node says does not count. All
-others hear of it in announcements, and act on it from then on. Nobody adopts a retirement that would leave less than a
-majority.
+others hear of it in announcements, and act on it from then on.
+
+**One after the other.** Only the word of a node that serves counts: who began anew may have nothing yet, and were its
+word enough to retire the next node, and that one's to retire the last, all would be gone. So whoever decides knows a
+majority that serves, and stays. And nobody adopts a retirement unless a majority serves without that disk, as far as it
+knows: two nodes may have retired different ones before they heard of each other. It hears of it again with the next
+announcement. A disk that its node has replaced is nobody's support: that is adopted at once, as is one's own.
 
 **How long.** Silence is counted by the own monotonic clock, tick by tick, each tick up to TICK_SECONDS_MAX: neither a
 wall clock that jumps nor a process that was stopped makes anybody look silent. It is saved, so a restart does not
@@ -53,7 +58,8 @@ def disk_node(disk: str) -> tuple[str, str]:
 
 class Retirement:
     """What one node knows of the others' silence and disks. `nodes` are all nodes of the cluster, this one included;
-    `seconds` is `replica_retirement`; `disk` is this node's own."""
+    `seconds` is `replica_retirement`; `disk` is this node's own. `serves`: does this node serve? Its owner says so
+    before it hears or judges."""
 
     def __init__(self, node: str, nodes: Collection[str], disk: str, seconds: float) -> None:
         self.node = node
@@ -62,10 +68,12 @@ class Retirement:
         self.seconds = seconds
         self.others = tuple(sorted(set(nodes) - {node}))
         self.majority = (1 + len(self.others)) // 2 + 1
+        self.serves = False
         self.retired: set[str] = set()
         self.disks: dict[str, str] = {}  # other nodes' newest disks
         self.silent: dict[str, float] = dict.fromkeys(self.others, 0.0)  # for how many seconds, by the own clock
         self.refused: Counter[str] = Counter()  # what came from retired disks, by disk
+        self.serving: set[str] = set()  # other nodes that served when they were last heard
         self._said: dict[str, Mapping[str, int]] = {}  # node -> of whom it has not heard for how many seconds
 
     # -- hearing ----------------------------------------------------------------------------------------------------
@@ -76,9 +84,11 @@ class Retirement:
         for node in self.silent:
             self.silent[node] += counted
 
-    def hear(self, node: str, disk: str, silent: Mapping[str, int], retired: Iterable[str]) -> list[str]:
-        """A node announces its disk, who is `silent` to it for how many seconds, and who is retired; the retirements
-        that are new here. What a retired node says of others does not count."""
+    def hear(
+        self, node: str, disk: str, silent: Mapping[str, int], retired: Iterable[str], *, serves: bool
+    ) -> list[str]:
+        """A node announces its disk, who is `silent` to it for how many seconds, who is retired, and whether it serves;
+        the retirements that are new here. What a retired node says of others does not count."""
         if node not in self.silent:
             return []
         if disk_node(disk) == (self.region, node):
@@ -88,6 +98,10 @@ class Retirement:
             return []
         self.silent[node] = 0.0
         self._said[node] = dict(silent)
+        if serves:
+            self.serving.add(node)
+        else:
+            self.serving.discard(node)
         return self.adopt(retired)
 
     # -- judging ----------------------------------------------------------------------------------------------------
@@ -101,16 +115,15 @@ class Retirement:
         ]
 
     def adopt(self, disks: Iterable[str]) -> list[str]:
-        """Retire these disks; those that were not yet. Another's that would leave less than a majority stays."""
+        """Retire these disks; those that were not yet. Another's stays while less than a majority serves without it."""
         new: list[str] = []
         for disk in sorted(set(disks) - self.retired):
-            if disk_node(disk)[0] != self.region:
+            region, node = disk_node(disk)
+            if region != self.region:
                 continue
-            self.retired.add(disk)
-            away = sum(self.is_away(node) for node in self.others)
-            if disk != self.disk and 1 + len(self.others) - away < self.majority:
-                self.retired.discard(disk)
-            else:
+            replaced = self.disks.get(node, disk) != disk
+            if node == self.node or replaced or self._serving_without(node) >= self.majority:
+                self.retired.add(disk)
                 new.append(disk)
         return new
 
@@ -145,11 +158,14 @@ class Retirement:
 
     def _agreed(self, node: str) -> bool:
         sure = sum(
-            said.get(node, 0) >= self.seconds
-            for other, said in self._said.items()
+            self._said[other].get(node, 0) >= self.seconds
+            for other in self.serving
             if self.silent[other] <= PEER_SILENT_SECONDS_MAX and not self.is_away(other)
         )
-        return 1 + sure >= self.majority
+        return self.serves and 1 + sure >= self.majority
+
+    def _serving_without(self, node: str) -> int:
+        return self.serves + sum(not self.is_away(other) for other in self.serving - {node})
 
     # -- a restart --------------------------------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ class Node:
         self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self._operations)
         self.queries = Queries(self.store, engine, self.committer, self.flusher)
         self.past = PastReader(self.store, engine, self.committer)
-        self.replica.report_to(self.store.find)
+        self.replica.report_to(self.store.find, self.store.replace)
         self.subjects = Subjects(hello.cluster)
         self.replication = Replication(
             id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done,

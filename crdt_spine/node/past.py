@@ -22,7 +22,7 @@ from crdt_spine.memory import Memory
 from crdt_spine.node.committer import Committer
 from crdt_spine.storage.engine import Engine, Former
 from crdt_spine.storage.history import Place, place_in
-from crdt_spine.storage.recent import fold, former_of, versions_of
+from crdt_spine.storage.recent import Replaced, fold, former_of, versions_of
 from crdt_spine.storage.records import RecordStore
 
 ROWS_AT_ONCE = 128  # of receipts, from the tables
@@ -57,10 +57,10 @@ class PastReader:
             return Result(i=operation.i, error="Behind", message=message)
         return result
 
-    def _versions(self, operation: History, replaced: list[Record], record: Record | None) -> Result:
+    def _versions(self, operation: History, replaced: list[Replaced], record: Record | None) -> Result:
         """The memory as it is now, if it lives, then what it was, newest first."""
         current = [former_of(record)] if record is not None and record.alive else []
-        fresh = [former_of(older) for older, _ in versions_of(replaced, record)]
+        fresh = [former_of(older) for older, _ in versions_of(replaced)]
         found = {one.version: one for one in (*self.engine.versions(operation.id), *fresh, *current)}
         order = sorted(found.values(), key=_age, reverse=True)[: HISTORY_VERSIONS_MAX + len(current)]
         if operation.after is not None:

@@ -213,6 +213,7 @@ class Replication:
         """Take what a peer says of retirements; False: the peer is retired, or this node."""
         retirement = self.replica.retirement
         before = retirement.retired.copy()
+        retirement.serves = self.state == "up"
         if not self.replica.heed(announcement):
             disk = retirement.disks[announcement.node]
             if disk not in self._refused:
@@ -229,6 +230,7 @@ class Replication:
     def _judge_silence(self, seconds: float) -> None:
         """So much time has passed: who is to be retired by now?"""
         retirement = self.replica.retirement
+        retirement.serves = self.state == "up"
         retirement.tick(seconds)
         for disk in self.replica.retire():
             log.warning("%s was away for %g s: it is retired", disk, retirement.seconds)
@@ -311,7 +313,7 @@ class Replication:
                 self._collect()
             for number, (source, since) in list(self._behind.items()):
                 if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE or not self.believed:
-                    continue  # a disk that is too old is compared first: a sync would say that it has what was forgotten
+                    continue  # a disk that is too old is compared first: a sync would hide what it has not heard of
                 if now - since >= REPAIR_GRACE_SECONDS:
                     del self._behind[number]
                     may = not (self.replica.retirement.is_away(source) or self._starts(source))

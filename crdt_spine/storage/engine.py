@@ -84,14 +84,12 @@ class Former(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, g
     expires: int | None = None
 
 
-class Version(msgspec.Struct, frozen=True):
-    """A replaced version of a memory, as the tables keep it; `state` is a `Former`. `replaced` is the hybrid time of
-    the change that replaced it, `mark` tells versions apart that were replaced by one."""
+class Version(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A replaced version of a memory; `replaced` is the hybrid time of the change that replaced it."""
 
     id: str
     replaced: int
-    mark: int
-    state: bytes
+    former: Former
 
 
 class Past(msgspec.Struct, frozen=True):

@@ -1,11 +1,15 @@
 """Replaced versions and conflict receipts in the tables' database: what was, beside what is.
 
-    versions   a memory's replaced states       receipts   values lost to concurrent writes
-    history    how many rows and bytes both have
+    versions   replaced states of memories      receipts   values lost to concurrent writes
+    history    how many of them there are, and how many bytes they have
 
-Both are logs in the order of writing (n), with an index by memory. They are written in the transaction of a flush: what
-a crash loses, the journal's replay finds again, and a row that is there already is not written twice. Old rows go a few
-at a time, with each flush; what is too many of one memory goes at once.
+Both are logs in the order of writing (n). They are written in the transaction of a flush: what a crash loses, the
+journal's replay finds again. Old rows go a few at a time, with each flush.
+
+Nearly every write replaces a version, and hardly any is ever asked for. So a row has all versions that one flush brings
+for one of some hundred buckets of memories, and who asks for a memory's looks through its bucket: writing costs little,
+reading some milliseconds. A version that was written twice, by a replay, is found twice and shown once. Receipts are
+rare, and have a row each, once.
 
 The tables are made when a folder is opened; one that an earlier program wrote gets them then.
 """
@@ -28,16 +32,15 @@ from crdt_spine.limits import (
     RECEIPTS_MAX,
 )
 from crdt_spine.storage.database import Database
-from crdt_spine.storage.engine import Former, Past
+from crdt_spine.storage.engine import Former, Past, Version
 from crdt_spine.storage.places import place_of
-from crdt_spine.storage.recent import Key, fold, from_bytes
+from crdt_spine.storage.recent import Key, fold
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
-    n INTEGER PRIMARY KEY, place INTEGER NOT NULL, id TEXT NOT NULL, since INTEGER NOT NULL, mark INTEGER NOT NULL,
-    state BLOB NOT NULL
+    n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, since INTEGER NOT NULL, count INTEGER NOT NULL, state BLOB NOT NULL
 );
-CREATE UNIQUE INDEX IF NOT EXISTS versions_of ON versions (place, id, since, mark);
+CREATE INDEX IF NOT EXISTS versions_in ON versions (bucket, n);
 CREATE TABLE IF NOT EXISTS receipts (
     n INTEGER PRIMARY KEY, place INTEGER NOT NULL, id TEXT NOT NULL, field TEXT NOT NULL, actor TEXT NOT NULL,
     dot INTEGER NOT NULL, since INTEGER NOT NULL, at INTEGER NOT NULL, state BLOB NOT NULL
@@ -47,6 +50,7 @@ CREATE INDEX IF NOT EXISTS receipts_at ON receipts (at);
 CREATE TABLE IF NOT EXISTS history (kind TEXT PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO history VALUES ('versions', 0, 0), ('receipts', 0, 0);
 """
+BUCKETS = 512
 PRUNED_ROWS_MAX = 2_000  # by a flush, besides as many as it has added
 _AT_ONCE = 256  # memories in one statement
 
@@ -56,6 +60,7 @@ Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Receipt).decode
+_decode_versions = msgspec.msgpack.Decoder(list[Version]).decode
 
 
 def create(database: Database) -> None:
@@ -73,10 +78,7 @@ def present(read: Read) -> bool:
 def write(database: Database, past: Past) -> None:
     """Within a transaction: add what is new, drop what is too old or too much."""
     oldest = past.now - (int(HISTORY_SECONDS_MAX * 1000) << 16)
-    rows = [(place_of(v.id), v.id, v.replaced, v.mark, v.state) for v in past.versions if v.replaced >= oldest]
-    added = _insert(database, "versions (place, id, since, mark, state)", rows)
-    _keep_newest(database, "versions", "since", {row[0] for row in rows}, HISTORY_VERSIONS_MAX)
-    _prune(database, "versions", oldest, added, HISTORY_ROWS_MAX, HISTORY_BYTES_MAX)
+    _write_versions(database, [version for version in past.versions if version.replaced >= oldest], oldest)
     ids, added = list(past.findings), 0
     for start in range(0, len(ids), _AT_ONCE):
         some = ids[start : start + _AT_ONCE]
@@ -102,11 +104,15 @@ def write(database: Database, past: Past) -> None:
 
 
 def versions(read: Read, id: str) -> list[Former]:
-    """The replaced versions of a memory, the newest first."""
-    found = read(
-        "SELECT state FROM versions WHERE place = ? AND id = ? ORDER BY since DESC, n DESC", (place_of(id), id)
-    )
-    return [from_bytes(state) for (state,) in found]
+    """The replaced versions of a memory, the newest ones, newest first."""
+    found: dict[str, Former] = {}
+    for (state,) in read("SELECT state FROM versions WHERE bucket = ? ORDER BY n DESC", (_bucket_of(id),)):
+        for version in reversed(_decode_versions(state)):
+            if version.id == id:
+                found.setdefault(version.former.version, version.former)
+        if len(found) >= HISTORY_VERSIONS_MAX:
+            break
+    return list(found.values())[:HISTORY_VERSIONS_MAX]
 
 
 def receipts_of(read: Read, ids: Sequence[str]) -> dict[str, dict[Key, Receipt]]:
@@ -143,6 +149,42 @@ def place_in(receipt: Receipt) -> Place:
 
 
 # -- within ------------------------------------------------------------------------------------------------------------
+
+
+def _bucket_of(id: str) -> int:
+    return place_of(id) % BUCKETS
+
+
+def _write_versions(database: Database, added: Iterable[Version], oldest: int) -> None:
+    """Add versions; drop the first rows where they are too old, or too much: not many more than were added."""
+    buckets: dict[int, list[Version]] = {}
+    for version in added:
+        buckets.setdefault(_bucket_of(version.id), []).append(version)
+    values: list[Any] = []
+    count = size = 0
+    for bucket, some in sorted(buckets.items()):
+        state = _encode(some)
+        values += (bucket, max([version.replaced for version in some]), len(some), state)
+        count, size = count + len(some), size + len(state)
+    database.run_many("INSERT INTO versions (bucket, since, count, state) VALUES", "(?, ?, ?, ?)", "", values)
+    row = database.row("SELECT rows, bytes FROM history WHERE kind = 'versions'")
+    assert row is not None
+    count, size = row[0] + count, row[1] + size
+    last, left = 0, len(buckets) + PRUNED_ROWS_MAX
+    first = database.rows("SELECT n, since, count, length(state) FROM versions ORDER BY n LIMIT 1")
+    while first and left > 0:
+        for n, since, versions_in, length in first:
+            if since >= oldest and count <= HISTORY_ROWS_MAX and size <= HISTORY_BYTES_MAX:
+                left = 0
+                break
+            last, count, size = n, count - versions_in, size - length
+        left -= len(first)
+        sql = "SELECT n, since, count, length(state) FROM versions WHERE n > ? ORDER BY n LIMIT ?"
+        first = database.rows(sql, (last, min(left, _AT_ONCE))) if left > 0 else []
+    if last:
+        database.run("DELETE FROM versions WHERE n <= ?", (last,))
+    if (count, size) != row:
+        database.run("UPDATE history SET rows = ?, bytes = ? WHERE kind = 'versions'", (count, size))
 
 
 def _insert(database: Database, table: str, rows: Sequence[tuple[Any, ...]]) -> int:

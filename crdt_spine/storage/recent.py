@@ -8,47 +8,42 @@ withdrawal means depends on those in the tables as well.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
-from zlib import crc32
-
-import msgspec
 
 from crdt_spine.core.causality import version_text
 from crdt_spine.core.conflicts import Finding, Receipt
 from crdt_spine.core.record import Record, same_memory
 from crdt_spine.limits import HISTORY_VERSIONS_MAX
-from crdt_spine.storage.engine import Former, Version
+from crdt_spine.storage.engine import Former
 
 VERSION_OVERHEAD_BYTES = 1_400  # of a replaced record besides its text (measured, rounded up)
 FINDING_BYTES = 800
 
 Key = tuple[str, str, int]
-
-_encode = msgspec.msgpack.Encoder().encode
+Replaced = tuple[Record, Record]  # a version, and the one that came next
 
 
 class Recent:
     """Used from the event loop; handed over to a flush as a whole."""
 
     def __init__(self) -> None:
-        self.replaced: dict[
-            str, list[Record]
-        ] = {}  # oldest first; the last one was replaced by the record as it is now
+        self.replaced: dict[str, list[Replaced]] = {}  # by memory, oldest first
         self.findings: dict[str, list[Finding]] = {}
         self.weight = 0  # bytes, estimated
 
     def __bool__(self) -> bool:
         return bool(self.replaced or self.findings)
 
-    def replace(self, before: Record) -> None:
-        """A record has a successor. A dead one is no version, but says when the one before it ended."""
+    def replace(self, before: Record, after: Record) -> None:
+        """A record has a successor. A dead one is no version."""
+        if not before.alive:
+            return
         known = self.replaced.get(before.id)
         if known is None:
             known = self.replaced[before.id] = []
-        known.append(before)
+        known.append((before, after))
         self.weight += _weight(before)
         if len(known) > HISTORY_VERSIONS_MAX:
-            self.weight -= _weight(known.pop(0))
+            self.weight -= _weight(known.pop(0)[0])
 
     def find(self, findings: Iterable[Finding]) -> None:
         """Something was found about values lost to concurrent writes."""
@@ -68,14 +63,9 @@ class Recent:
         return self
 
 
-def versions_of(replaced: list[Record], now: Record | None) -> list[tuple[Record, int]]:
-    """The versions that a reader would tell apart, oldest first, each with the time when it was replaced; `now` is what
-    the record is after them."""
-    chain = [*replaced] if now is None else [*replaced, now]
-    return [(older, newer.updated) for older, newer in pairwise(chain) if older.alive and not same_memory(older, newer)]
-
-
-from_bytes = msgspec.msgpack.Decoder(Former).decode
+def versions_of(replaced: Iterable[Replaced]) -> list[tuple[Record, int]]:
+    """The versions that a reader would tell from what came next, each with the time when it was replaced."""
+    return [(before, after.updated) for before, after in replaced if not same_memory(before, after)]
 
 
 def former_of(record: Record) -> Former:
@@ -86,12 +76,6 @@ def former_of(record: Record) -> Former:
         0.5 if record.importance is None else record.importance.value, tuple(record.tags), record.metadata_values(),
         life.thread, life.clock, None if record.expires is None else record.expires.value,
     )  # fmt: skip
-
-
-def stored(record: Record, replaced: int) -> Version:
-    """The version as bytes, for the tables."""
-    former = former_of(record)
-    return Version(record.id, replaced, crc32(former.version.encode()), _encode(former))
 
 
 def fold(receipts: Iterable[Receipt], findings: Iterable[Finding]) -> dict[Key, Receipt]:

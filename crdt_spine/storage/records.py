@@ -17,8 +17,8 @@ from crdt_spine.core.causality import within
 from crdt_spine.core.conflicts import Finding
 from crdt_spine.core.record import Record
 from crdt_spine.limits import CACHE_BYTES_MAX, DIRTY_BYTES_MAX, DIRTY_RECORDS_MAX
-from crdt_spine.storage.engine import Checkpoint, Engine, Past, Row
-from crdt_spine.storage.recent import Recent, stored, versions_of
+from crdt_spine.storage.engine import Checkpoint, Engine, Past, Row, Version
+from crdt_spine.storage.recent import Recent, former_of, versions_of
 
 #: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
 RECORD_OVERHEAD_BYTES = 1_600
@@ -92,13 +92,12 @@ class RecordStore:
         return entry
 
     def put(self, partition: int, record: Record) -> None:
-        """A record's new state; in the tables after the next flush, and the one before it with them."""
-        id = record.id
-        # The core has just looked at it: if there is one, it is in memory.
-        before = self.dirty.get(id) or self.flushing.get(id) or self._young.get(id) or self._old.get(id)
-        if before is not None and before.record is not None:
-            self.recent.replace(before.record)
-        self._change(id, Entry(partition, record))
+        """A record's new state; in the tables after the next flush."""
+        self._change(record.id, Entry(partition, record))
+
+    def replace(self, before: Record, after: Record) -> None:
+        """Remember what a change of this node's own has replaced; in the tables after the next flush."""
+        self.recent.replace(before, after)
 
     def find(self, findings: Iterable[Finding]) -> None:
         """Remember what was found about lost values; in the tables after the next flush."""
@@ -161,9 +160,9 @@ class RecordStore:
         rows = [_row(entry.partition, entry.record) for entry in flush.entries.values() if entry.record is not None]
         forget = [id for id, entry in flush.entries.items() if entry.record is None]
         replaced = [
-            stored(record, at)
-            for id, records in flush.recent.replaced.items()
-            for record, at in versions_of(records, flush.entries[id].record)
+            Version(id, at, former_of(record))
+            for id, pairs in flush.recent.replaced.items()
+            for record, at in versions_of(pairs)
         ]
         self.engine.flush(rows, forget, flush.checkpoint, Past(replaced, flush.recent.findings, flush.now))
 

@@ -55,6 +55,7 @@ class Node:
         actor = actor_name("r", name, str(began))
         peers = {0: tuple(other for other in NAMES if other != name)}
         self.retirement = Retirement(name, NAMES, actor, 60.0)
+        self.retirement.serves = True
         self.replica = Replica(name, actor, self.records, HybridClock(), peers, 1, retirement=self.retirement)
 
     def end(self) -> Any:

@@ -46,7 +46,7 @@ class Node:
         peers = {0: tuple(other for other in NAMES if other != name)}
         self.replica = Replica(name, actor_name("r", name, "1"), self.records, HybridClock(), peers, 2)
         self.findings: list[Finding] = []
-        self.replica.report_to(self.findings.extend)
+        self.replica.report_to(self.findings.extend, lambda before, after: None)
         self.journal: list[bytes] = []
         for row in journal or []:
             self.replica.replay([row], decode_entry)

@@ -29,6 +29,7 @@ class Gossip:
 
     def __init__(self, *names: str, seconds: float = 60.0) -> None:
         self.nodes = {name: Retirement(name, names, disk(name), seconds) for name in names}
+        self.starting: set[str] = set()  # who does not serve
         self.away: set[str] = set()
         self.cut: set[tuple[str, str]] = set()
 
@@ -36,13 +37,14 @@ class Gossip:
         for _ in range(seconds):
             here = [node for name, node in self.nodes.items() if name not in self.away]
             for node in here:
+                node.serves = node.node not in self.starting
                 node.tick(1.0)
                 node.adopt(node.due())
             said = {node.node: (node.disk, node.said(), sorted(node.retired)) for node in here}
             for node in here:
                 for other, words in said.items():
                     if other != node.node and (other, node.node) not in self.cut:
-                        node.hear(other, *words)
+                        node.hear(other, *words, serves=other not in self.starting)
 
     def isolate(self, *names: str) -> None:
         others = self.nodes.keys() - set(names)
@@ -114,10 +116,82 @@ def test_a_minority_of_five_retires_nobody_and_is_retired() -> None:
     assert gossip.retired()["d"] == gossip.retired()["e"] == set()
 
 
+def test_two_nodes_are_not_retired_one_after_the_other_while_the_first_has_nothing_yet() -> None:
+    """Of a, b, c: c is retired and begins anew; before it serves, a and b are cut off in turn. Were both retired by the
+    word of who has nothing, nobody would be left who has anything."""
+    gossip = Gossip(*NAMES)
+    gossip.run(2)
+    gossip.away = {"c"}
+    gossip.run(70)
+    gossip.nodes["c"] = Retirement("c", NAMES, disk("c", "2"), 60.0)
+    gossip.starting, gossip.away = {"c"}, set()
+    gossip.run(2)
+    for name in ("a", "b"):
+        gossip.away = {name}
+        gossip.run(200)
+    assert gossip.retired() == {name: {disk("c")} for name in NAMES}, "the word of c does not count"
+    gossip.away = set()
+    gossip.run(2)
+    gossip.starting = set()
+    gossip.away = {"a"}
+    gossip.run(70)
+    assert gossip.nodes["b"].is_away("a") and gossip.nodes["c"].is_away("a"), "now it does: b and c have all"
+
+
+def test_who_does_not_serve_retires_nobody() -> None:
+    gossip = Gossip("a", "b", "c", "d")
+    gossip.run(2)
+    gossip.starting, gossip.away = {"a"}, {"d"}
+    gossip.run(70)
+    assert not any(gossip.retired().values()), "a says so, too, but that leaves two of four"
+    gossip.starting = set()
+    gossip.run(3)
+    assert [gossip.retired()[name] for name in "abc"] == [{disk("d")}] * 3
+
+
+def test_the_word_of_who_does_not_serve_does_not_count_where_enough_others_serve() -> None:
+    node = Retirement("a", ("a", "b", "c", "d", "e"), disk("a"), 60.0)
+    node.hear("e", disk("e"), {}, (), serves=True)
+    for _ in range(60):
+        node.tick(1.0)
+    node.serves = True
+    node.hear("b", disk("b"), {"e": 1_000}, (), serves=False)
+    node.hear("c", disk("c"), {"e": 1_000}, (), serves=True)
+    node.hear("d", disk("d"), {}, (), serves=True)
+    assert node.due() == []
+    node.hear("b", disk("b"), {"e": 1_000}, (), serves=True)
+    assert node.due() == [disk("e")]
+    node.serves = False
+    assert node.due() == [], "nor does the own"
+
+
+def test_a_retirement_that_leaves_too_few_who_serve_is_adopted_once_there_are_enough() -> None:
+    node = Retirement("a", NAMES, disk("a"), 60.0)
+    node.hear("b", disk("b"), {}, [disk("c")], serves=True)
+    assert not node.retired, "it does not serve itself: b alone does"
+    node.serves = True
+    node.hear("b", disk("b"), {}, [disk("c")], serves=False)
+    assert not node.retired
+    node.hear("b", disk("b"), {}, [disk("c")], serves=True)
+    assert node.retired == {disk("c")}
+    node.hear("c", disk("c", "2"), {}, [disk("b")], serves=False)
+    assert node.retired == {disk("c")}, "c serves no more"
+    node.hear("c", disk("c", "2"), {}, [disk("b")], serves=True)
+    assert node.is_away("b")
+
+
+def test_a_disk_that_was_replaced_is_retired_at_once() -> None:
+    """A node that begins anew has to know that its earlier disk was, before it serves."""
+    node = Retirement("a", NAMES, disk("a", "2"), 60.0)
+    node.hear("b", disk("b", "2"), {}, [disk("a"), disk("b")], serves=True)
+    assert node.retired == {disk("a"), disk("b")} and node.knows_another_disk
+
+
 def test_no_retirement_leaves_less_than_a_majority() -> None:
     node = Retirement("a", ("a", "b", "c", "d", "e"), disk("a"), 60.0)
+    node.serves = True
     for name in "bcde":
-        node.hear(name, disk(name), {}, ())
+        node.hear(name, disk(name), {}, (), serves=True)
     assert node.adopt([disk("d"), disk("e")]) == [disk("d"), disk("e")]
     assert node.adopt([disk("c")]) == []
     assert node.adopt([disk("a")]) == [disk("a")], "but what is said of oneself is believed"
@@ -125,34 +199,36 @@ def test_no_retirement_leaves_less_than_a_majority() -> None:
 
 def test_what_a_retired_node_says_counts_no_more() -> None:
     node = Retirement("a", ("a", "b", "c", "d", "e"), disk("a"), 60.0)
+    node.serves = True
     for name in "bcde":
-        node.hear(name, disk(name), {}, ())
+        node.hear(name, disk(name), {}, (), serves=True)
     node.adopt([disk("b")])
     for _ in range(100):
         node.tick(1.0)
-        node.hear("b", disk("b"), {"e": 1_000}, [disk("d")])
-        node.hear("c", disk("c"), {"e": 1_000}, ())
+        node.hear("b", disk("b"), {"e": 1_000}, [disk("d")], serves=True)
+        node.hear("c", disk("c"), {"e": 1_000}, (), serves=True)
     assert node.retired == {disk("b")}
     assert not node.due(), "two of five, b does not count"
-    node.hear("d", disk("d"), {"e": 1_000}, ())
+    node.hear("d", disk("d"), {"e": 1_000}, (), serves=True)
     assert node.due() == [disk("e")]
 
 
 def test_words_that_are_not_new_count_no_more() -> None:
     node = Retirement("a", NAMES, disk("a"), 60.0)
-    node.hear("c", disk("c"), {}, ())
-    node.hear("b", disk("b"), {"c": 1_000}, ())
+    node.serves = True
+    node.hear("c", disk("c"), {}, (), serves=True)
+    node.hear("b", disk("b"), {"c": 1_000}, (), serves=True)
     for _ in range(100):
         node.tick(1.0)
     assert node.due() == [], "b was not heard either"
-    node.hear("b", disk("b"), {"c": 1_000}, ())
+    node.hear("b", disk("b"), {"c": 1_000}, (), serves=True)
     assert node.due() == [disk("c")]
 
 
 def test_a_jump_of_time_makes_nobody_look_silent() -> None:
     node = Retirement("a", NAMES, disk("a"), 60.0)
     for name in "bc":
-        node.hear(name, disk(name), {}, ())
+        node.hear(name, disk(name), {}, (), serves=True)
     node.tick(WEEK)
     node.tick(-WEEK)
     assert max(node.silent.values()) <= TICK_SECONDS_MAX
@@ -186,14 +262,16 @@ def test_a_node_of_which_nobody_knows_a_name_is_not_retired() -> None:
 
 def test_a_new_name_on_the_old_disk_does_not_help_but_a_new_disk_does() -> None:
     node = Retirement("a", NAMES, disk("a"), 60.0)
-    node.hear("c", disk("c"), {}, ())
+    node.serves = True
+    node.hear("b", disk("b"), {}, (), serves=True)
+    node.hear("c", disk("c"), {}, (), serves=True)
     node.adopt([disk("c")])
     assert node.refuses(disk("c")) and node.refuses(disk("c", "2"))
-    node.hear("c", disk("c"), {}, ())
+    node.hear("c", disk("c"), {}, (), serves=True)
     assert node.is_away("c")
-    node.hear("c", disk("c", "2"), {}, ())
+    node.hear("c", disk("c", "2"), {}, (), serves=True)
     assert not node.is_away("c") and not node.refuses(disk("c", "2"))
-    node.hear("c", disk("c"), {}, ())
+    node.hear("c", disk("c"), {}, (), serves=True)
     assert node.is_away("c"), "the old disk was put in again"
     assert not node.refuses("elsewhere/c@1") and not node.refuses(disk("b"))
 
@@ -227,6 +305,7 @@ class Node:
         actor = disk(name, began)
         peers = {0: tuple(other for other in NAMES if other != name)}
         self.retirement = Retirement(name, NAMES, actor, 60.0)
+        self.retirement.serves = True
         self.replica = Replica(name, actor, self.records, HybridClock(), peers, 2, retirement=self.retirement)
         self.partition = self.replica.partitions[0]
         self.done: list[Any] = []

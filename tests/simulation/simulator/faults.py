@@ -69,9 +69,7 @@ class Faults:
                 node.tell(f"its clock is now {node.skew} ms off")
             case "pause" if node.running and node.stopped is None:
                 self._pause_node(node)
-            case "desert" if not self.cluster.network.cut and all(
-                n.serving for n in self.cluster.nodes.values() if n.life
-            ):
+            case "desert" if not self.cluster.network.cut:
                 self._desert(node)
             case "full disk" if not node.disk.full:
                 node.disk.full = True

@@ -109,6 +109,7 @@ class Repair:
             return
         self.numbers[announcement.node] = number
         replica = self.node.replica
+        replica.retirement.serves = self.node.serving
         heeded = replica.heed(announcement)
         if replica.retirement.expelled:
             self.node.reseed()
@@ -135,6 +136,7 @@ class Repair:
             self.mark_behind(partition, announcement.node)
 
     def _judge_silence(self) -> None:
+        self.node.replica.retirement.serves = self.node.serving
         self.node.replica.retirement.tick(self.node.cluster.announce_milliseconds / 1000)
         for disk in self.node.replica.retire():
             self.node.cluster.counts["retired"] += 1

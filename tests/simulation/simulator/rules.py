@@ -51,7 +51,7 @@ RULES = {
 }
 
 
-def _apply_again(self: Partition, delta: Delta) -> None:
+def _apply_again(self: Partition, delta: Delta, own: bool = False) -> None:
     for n, change in enumerate(delta.changes, delta.first):
         if n > self.vector.get(delta.actor, 0):
             record = self.records.get(change.id)
@@ -90,7 +90,8 @@ def _heed_all(self: Replica, announcement: Announcement) -> bool:
     self.judge = lambda page, have: "useful"  # type: ignore[method-assign]
     self._refuses = lambda delta: False  # type: ignore[method-assign]
     retired = set(announcement.retired) - {self.retirement.disk}
-    self.retirement.hear(announcement.node, announcement.disk, announcement.silent, retired)
+    serves = announcement.state == "up"
+    self.retirement.hear(announcement.node, announcement.disk, announcement.silent, retired, serves=serves)
     return True
 
 
