@@ -132,9 +132,9 @@ class Partition:
         return self.drain(latest)
 
     def replay(self, delta: Delta, own: bool = False) -> None:
-        """Apply a delta of the own journal again, `own` if this node has coordinated it. It was applied once, in this
-        order: its dependencies are here, though maybe in a record that is ahead of the vector (rule 3), and its time had
-        come."""
+        """Apply a delta of the own journal again, `own` if this node coordinated it. It was applied once, in this
+        order: its dependencies are here, though maybe in a record that is ahead of the vector (rule 3), and its time
+        had come."""
         assert delta.first <= self.vector.get(delta.actor, 0) + 1, "the journal has a hole"
         self._apply(delta, own)
 
