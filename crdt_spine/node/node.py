@@ -22,7 +22,7 @@ import msgspec
 
 from crdt_spine.config import LimitsConfig
 from crdt_spine.core.causality import missing
-from crdt_spine.core.clock import HybridClock, at_milliseconds
+from crdt_spine.core.clock import HybridClock, at_milliseconds, milliseconds_of
 from crdt_spine.core.drift import describe
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.membership import founded
@@ -130,6 +130,7 @@ class Node:
             self._may_write, self.status,
         )  # fmt: skip
         self.refused_feeds = 0
+        self._peered = any(peers.values())
         self._reachable, self._reachable_at = 1, 0
         self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -305,6 +306,8 @@ class Node:
         ahead = self.replication.clock_ahead
         if ahead:
             return f"the clock of node {self.id} is {describe(ahead)}"
+        if self._peered and (stamps := self._stamps_ahead(now)):
+            return f"the stamps of node {self.id} are {stamps / 1000:.1f} s ahead of its clock, as that was wrong"
         needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
         if needed <= 1:
             return ""
@@ -313,6 +316,12 @@ class Node:
         if self._reachable >= needed:
             return ""
         return f"quorum: node {self.id} reaches {self._reachable} of the {needed} replicas that the write needs"
+
+    def _stamps_ahead(self, now: int) -> int:
+        """By how many milliseconds the next stamp would be further ahead than peers take it (rule 10): the clock was
+        wrong, and stamps never go back. 0: it would not."""
+        ahead = milliseconds_of(self.replica.clock.highest) - now
+        return ahead if ahead > self.replica.drift else 0
 
     def _take_feed(self, message: Message) -> None:
         try:
@@ -339,6 +348,7 @@ class Node:
             self.service.failed(self.replica.expire(_now()))
             self.service.settled()
             mute = self.committer.full or self.service.closed or self.replication.clock_ahead
+            mute = mute or (self._peered and self._stamps_ahead(_now()))
             if time.monotonic() - expired < EXPIRE_SECONDS or mute:
                 continue
             expired = time.monotonic()
@@ -369,6 +379,10 @@ class Node:
     def _problem(self) -> str | None:
         ahead = self.replication.clock_ahead
         clock = f"its clock is {describe(ahead)}: it takes no writes" if ahead else ""
+        if not clock and self._peered and (stamps := self._stamps_ahead(_now())):
+            clock = (
+                f"its clock was wrong, and its stamps are {stamps / 1000:.1f} s ahead: it takes no writes until then"
+            )
         return "; ".join(filter(None, (self.reseeding.problem, self.identity.problem, clock))) or None
 
     def _collection(self) -> dict[str, Any]:

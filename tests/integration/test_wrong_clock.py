@@ -67,3 +67,35 @@ async def test_a_node_whose_clock_is_wrong_takes_no_writes_until_it_is_right(
         await cluster.run_at("spine-3", Store, id=uuid.uuid4().hex, content="taken", timeout=10.0)
     log = (cluster.folder / "spine-3" / "node.log").read_text(encoding="utf-8")
     assert log.count("the clock of spine-3 is") == log.count("agrees with the others again") == 1
+
+
+async def test_a_node_whose_stamps_are_ahead_since_its_clock_was_wrong_takes_no_writes_until_then(
+    start_cluster: Any,
+) -> None:
+    cluster = await start_cluster(node_command=skewed_node)
+
+    async def says(words: str | None) -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            while True:
+                found = (await cluster.status("spine-3")).get("problem")
+                if found is None if words is None else words in (found or ""):
+                    return
+                await asyncio.sleep(0.1)
+
+    async with cluster.spine() as spine:
+        await spine.store("all is well")
+        wrong = cluster.folder / "spine-3" / "clock=9"
+        wrong.touch()
+        await asyncio.sleep(0.3)  # the file is looked for all 50 ms
+        await cluster.run_at("spine-3", Store, id="early", content="stamped ahead", acks=1)
+        await says("its clock is")
+        wrong.unlink()
+        await says("its stamps are")
+        with pytest.raises(SpineError, match="the stamps of node spine-3 are"):
+            await cluster.run_at("spine-3", Store, id=uuid.uuid4().hex, content="not taken", timeout=1.0)
+        assert len(await spine.store_many({"content": f"{n}"} for n in range(50))) == 50, "the others take them"
+        await says(None)
+        await cluster.run_at("spine-3", Store, id=uuid.uuid4().hex, content="taken", timeout=10.0)
+        async with asyncio.timeout(SECONDS_MAX):
+            while (await cluster.contents_at("spine-1", ["early"]))["early"] != "stamped ahead":
+                await asyncio.sleep(0.1)
