@@ -121,6 +121,20 @@ def of_change(
     return found
 
 
+def unseen(record: Record, change: Change, seen: Vector) -> tuple[str, ...]:
+    """The fields that a change writes over a value of another agent's that its own agent had not `seen` (its session's
+    token), though the coordinator had: of agents that write at once at one coordinator the last one wins as well."""
+    written = fields_of(record) if change.alive is not None else _written(change, NEVER)
+    others = {field: one.origin for field, one in fields_of(record).items() if one.origin.agent != change.agent}
+    return tuple([field for field, one in others.items() if field in written and field != WHOLE and not saw(seen, one)])
+
+
+def of_unseen(before: Record, after: Record, change: Change) -> list[Finding]:
+    """What a change took away without its agent's having seen it: every replica that applies it can tell."""
+    values = {field: register for field, register in fields_of(before).items() if field in change.unseen}
+    return [*_lost(before, values, after, lambda one: False)]
+
+
 def of_skipped(change: Change, origin: Origin, seen: Vector) -> list[Finding]:
     """What a change says that a sync had brought before (rule 4). Its record was judged then, from what vectors told.
     Where they told too little, a receipt was made in doubt; now it is known what the writer had seen."""

@@ -60,7 +60,8 @@ class Change(_Message, frozen=True, kw_only=True):
     `alive`: true for a store, false for a delete, absent for an update. A store carries what is fixed at birth
     (`thread`, `clock`, `after`, `created`), a delete what its tombstone keeps (`life_agent`, `thread`, `created`,
     `last_tags`).
-    `remove` names, for each tag that the change takes away, the dots it saw, `operation` the agent's operation id.
+    `remove` names, for each tag that the change takes away, the dots it saw, `operation` the agent's operation id,
+    `unseen` the fields whose former value its agent had not seen (core/conflicts.py).
     `document` is a Yjs update of the content with the origin `base` (time, actor), or of the change's own content.
     """
 
@@ -83,6 +84,7 @@ class Change(_Message, frozen=True, kw_only=True):
     last_tags: tuple[str, ...] = ()
     document: bytes | None = None
     base: tuple[Whole, str] | None = None
+    unseen: tuple[str, ...] = ()
 
 
 class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"):

@@ -90,8 +90,11 @@ class Partition:
         if record is not None and not within(record.version, self.vector):
             join_into(opened.ahead, record.version)  # rule 3
         after = apply(record, change, Origin(change.time, actor, n, change.agent))
-        if record is not None and self.historian is not None:
-            self.historian(record, after)
+        if record is not None:
+            if self.historian is not None:
+                self.historian(record, after)
+            if change.unseen and self.reporter is not None:
+                self.reporter(conflicts.of_unseen(record, after, change))
         self._keep(record, after, actor, n)
         self.vector[actor] = n
         return after
@@ -197,6 +200,8 @@ class Partition:
                             break
                     if telling and after is not record and self.historian is not None:
                         self.historian(record, after)
+                    if change.unseen and self.reporter is not None:
+                        self.reporter(conflicts.of_unseen(record, after, change))
                 if after is not record:
                     self._keep(record, after, actor, n)
             elif not within(record.version, delta.deps):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from crdt_spine.core import codec, writes
+from crdt_spine.core import codec, conflicts, writes
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import (
@@ -183,10 +183,12 @@ class Replica:
     # -- operations -------------------------------------------------------------------------------------------------
 
     def write(
-        self, number: int, operation: Write, agent: str, operation_id: str, now: int, ticket: Any, retry: bool = False
-    ) -> Record | None:
-        """Coordinate a write: the record it gives. `ticket` comes back from `persisted`, `ack` or `hear` once enough
-        replicas have it, or from `expire`. Raises Refused: nothing was done."""
+        self, number: int, operation: Write, agent: str, operation_id: str, now: int, ticket: Any, retry: bool = False,
+        seen: Vector | None = None,
+    ) -> Record | None:  # fmt: skip
+        """Coordinate a write: the record it gives. `seen` is what its agent has seen of the partition, as far as that
+        is known: what it overwrites beyond leaves a receipt. `ticket` comes back from `persisted`, `ack` or `hear` once
+        enough replicas have it, or from `expire`. Raises Refused: nothing was done."""
         partition = self.partitions[number]
         needed = min(operation.acks or self.write_quorum, self.counting[number])
         deadline = now + int(OPERATION_SECONDS_MAX * 1000)
@@ -206,6 +208,10 @@ class Replica:
                 change = writes.delete(operation, record, time, agent, operation_id)
             case EditDocument():
                 change = writes.edit_document(operation, record, time, agent, operation_id, self.documents)
+        if seen is not None and record is not None and record.alive and not within(record.version, seen):
+            unseen = conflicts.unseen(record, change, seen)
+            if unseen:
+                change = msgspec.structs.replace(change, unseen=unseen)
         self.clock.observe(time)
         after = partition.coordinate(self.actor, change, record)
         n = partition.vector[self.actor]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from crdt_spine.core.causality import join, join_into, version_text, within
+from crdt_spine.core.causality import Vector, join, join_into, version_text, within
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.document import Document, key_of, part
 from crdt_spine.core.messages import (
@@ -213,8 +213,9 @@ class Service:
         agent = operation.agent or request.agent
         try:
             ticket.record = self.replica.write(
-                number, operation, agent, f"{request.session}-{operation.i}", now, ticket, request.retry
-            )
+                number, operation, agent, f"{request.session}-{operation.i}", now, ticket, request.retry,
+                _seen(operation, wanted),
+            )  # fmt: skip
         except Refused as refused:
             if isinstance(operation, Delete) and refused.error == "NotFound":
                 result = Result(i=operation.i, existed=False)
@@ -420,6 +421,16 @@ def _part(record: Record, operation: GetDocument) -> DocumentPart:
     return DocumentPart(
         key=key, content=content if document.base == b"" else None, seen=document.seen, base=document.base, tail=tail
     )
+
+
+def _seen(operation: Write, token: Vector | None) -> Vector | None:
+    """What the agent of a write has seen of its partition; None: not known, or it does not matter. Eventual writes come
+    without a token, whoever names a version has seen it, edits of a document are merged, and a deletion overwrites
+    nothing."""
+    blind = operation.acks == 1 or isinstance(operation, EditDocument | Delete)
+    if blind or (isinstance(operation, Edit) and operation.if_version is not None):
+        return None
+    return token or {}
 
 
 def _storable(metadata: dict[str, Any]) -> bool:

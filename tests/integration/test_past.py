@@ -188,6 +188,36 @@ async def test_who_overwrites_what_they_have_seen_is_in_no_conflict(cluster: Run
         assert contents(await spine.history("turns")) == ["6", "5", "4", "3", "2", "1", "0"]
 
 
+async def test_agents_that_write_at_once_leave_receipts_also_at_one_coordinator(cluster: RunningCluster) -> None:
+    async with cluster.spine("ada") as ada, cluster.spine("bob") as bob, cluster.spine("eve") as eve:
+        agents = {"ada": ada, "bob": bob, "eve": eve}
+        await ada.store("base", id="race", importance=0.1)
+        for spine in agents.values():
+            assert await spine.get("race") is not None
+        await asyncio.gather(*[spine.update("race", content=f"by {name}") for name, spine in agents.items()])
+        memory = await ada.get("race")
+        assert memory is not None
+        found = await ada.conflicts("race")
+        assert {one.lost for one in found} == {f"by {name}" for name in agents} - {memory.content}
+        assert {one.field for one in found} == {"content"}
+        assert all(one.lost == f"by {one.lost_agent}" and one.kept == f"by {one.kept_agent}" for one in found)
+        # Who has seen it, names its version, or writes over something of its own, is in no conflict; nor is a deletion.
+        await bob.get("race")
+        await bob.update("race", content="seen", importance=0.5)
+        current = await eve.get("race")
+        assert current is not None
+        await ada.update("race", importance=0.7, if_version=current.version)
+        await ada.update("race", importance=0.8)
+        async with cluster.spine("ada") as elsewhere:
+            await elsewhere.store("base", id="race")  # bob's content, unseen here, and an importance of its own
+        assert len(await ada.conflicts("race")) == len(found) + 1
+        async with cluster.spine("mallory") as stranger:
+            assert await stranger.delete("race")
+        await cluster.kill(*cluster.ids)
+        await cluster.bring_back(*cluster.ids)
+        assert len(await ada.conflicts("race")) == len(found) + 1
+
+
 async def test_one_replica_is_enough_and_none_is_an_error(cluster: RunningCluster) -> None:
     async with cluster.spine("ada", timeout=2) as spine:
         await spine.store("one", id="alone")
