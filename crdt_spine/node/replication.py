@@ -287,8 +287,8 @@ class Replication:
             whole=request.whole,
             forgotten=self.replica.partitions[number].forgotten,
         )
-        if not await self.committer.durable():
-            return  # the disk is full: the asker will look elsewhere
+        if not await self.committer.durable() or number not in self.replica.partitions:
+            return  # the disk is full, or the partition is no longer held: the asker will look elsewhere
         self.counts["sync_records_sent"] += len(encoded)
         self.transport.send(message.reply, encode(page))
 

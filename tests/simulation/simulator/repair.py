@@ -254,7 +254,11 @@ class Repair:
         )
         life = asker.life
 
+        held = node.replica.partitions[request.partition]
+
         def leave() -> None:
+            if node.replica.partitions.get(request.partition) is not held:
+                return  # the partition was dropped meanwhile
             node.cluster.check("sent", node, "page", {request.partition: upto})
             node.boundary("before a page leaves")
             answer = encode(page)
