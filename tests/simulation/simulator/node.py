@@ -263,6 +263,7 @@ class Node:
         self.repair.leave(gone)
 
         def durable() -> None:
+            compared = not self.suspect
             for number in gone:
                 self.tell(f"drops partition {number}")
                 self.store.forget(number)
@@ -283,6 +284,8 @@ class Node:
             self._adopting = False
             self.tell(f"confirms epoch {membership.epoch}")
             self.cluster.register.confirm(self.name, membership.epoch)
+            if not compared and not self.suspect:
+                self.serve()  # what was left to compare is not held any more
 
         self.barrier(durable)
 
@@ -326,12 +329,19 @@ class Node:
         self.later(self.world.between(1, 25), lambda: self._committed(turn, barriers))
 
     def _committed(self, turn: Turn, barriers: list[Callable[[], None]]) -> None:
-        if turn.journal:
-            if self.disk.full:
-                self.later(500, lambda: self._committed(turn, barriers))
-                return
-            self._write_row(turn)
+        if turn.journal and self.disk.full:
+            self.later(500, lambda: self._committed(turn, barriers))
+            return
+        self._keep(turn)
         self._committing = False
+        if self._wake:
+            self.touch()
+        for then in barriers:
+            then()
+
+    def _keep(self, turn: Turn) -> None:
+        if turn.journal:
+            self._write_row(turn)
         self.cluster.check("persisted", self, turn)
         self.boundary("after its row")
         self._send(turn)
@@ -339,10 +349,6 @@ class Node:
             self._done(waiting)
         self.cluster.check("settled", self, turn)
         self.boundary("after a turn")
-        if self._wake:
-            self.touch()
-        for then in barriers:
-            then()
 
     def _write_row(self, turn: Turn) -> None:
         row = b"\n".join(turn.journal)
@@ -395,6 +401,9 @@ class Node:
         )  # fmt: skip
 
     def _write_identity(self) -> None:
+        if self._wake:  # what came since the barrier: its operation ids are in the journal alone
+            self._wake = False
+            self._keep(self.replica.end_turn())
         self.boundary("before a name is written")
         self.disk.checkpoint = self._checkpoint()
         self.cluster.check("checkpointed", self, self.disk.checkpoint)
