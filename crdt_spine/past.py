@@ -13,10 +13,10 @@ from typing import TypeVar
 import msgspec
 
 from crdt_spine.core.clock import moment
-from crdt_spine.core.conflicts import Receipt
+from crdt_spine.core.conflicts import Receipt, place_in
 from crdt_spine.core.messages import Conflicts, History, Result
 from crdt_spine.errors import ConnectionFailed, SpineError
-from crdt_spine.limits import PAST_SECONDS_MAX, QUERY_LIMIT_MAX
+from crdt_spine.limits import PAST_SECONDS_MAX
 from crdt_spine.memory import Conflict, Memory
 from crdt_spine.session import Session
 
@@ -26,7 +26,6 @@ PAGE_RECEIPTS = 200
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _decode_receipt = msgspec.json.Decoder(Receipt).decode
-Place = tuple[int, str, str, str, int]
 
 
 async def history(session: Session, id: str) -> list[Memory]:
@@ -64,7 +63,7 @@ async def conflicts(session: Session, id: str | None, limit: int) -> list[Confli
         key = (receipt.id, receipt.key)
         if key not in found or found[key].winner < receipt.winner:  # what it lost to differs, where there were several
             found[key] = receipt
-    newest = sorted(found.values(), key=_place, reverse=True)
+    newest = sorted(found.values(), key=place_in, reverse=True)
     return [_conflict(receipt) for receipt in newest[:limit]]
 
 
@@ -91,8 +90,8 @@ async def _receipts(session: Session, node: str, id: str | None, limit: int) -> 
     more = True
     while more and len(receipts) < limit:
         operation = Conflicts(
-            i=session.number(), id=id, limit=min(PAGE_RECEIPTS, limit - len(receipts), QUERY_LIMIT_MAX),
-            after=_place(receipts[-1]) if receipts else None,
+            i=session.number(), id=id, limit=min(PAGE_RECEIPTS, limit - len(receipts)),
+            after=place_in(receipts[-1]) if receipts else None,
         )  # fmt: skip
         result = await session.run(operation, (node,), numbers, timeout=min(PAST_SECONDS_MAX, session.timeout))
         receipts += [_decode_receipt(raw) for raw in result.receipts or ()]
@@ -126,11 +125,6 @@ async def _everywhere(
     if not answers:
         raise error or ConnectionFailed("no node answered")
     return answers
-
-
-def _place(receipt: Receipt) -> Place:
-    """As storage/history.py has them in order."""
-    return max(receipt.loser.time, receipt.winner.time), receipt.id, *receipt.key
 
 
 def _conflict(receipt: Receipt) -> Conflict:

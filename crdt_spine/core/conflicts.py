@@ -50,6 +50,20 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.field, self.loser.actor, self.loser.n
 
 
+#: Where a page of receipts goes on: (time, id, field, actor, n) of the last one shown.
+Place = tuple[int, str, str, str, int]
+
+
+def time_of(receipt: Receipt) -> int:
+    """When there were both values: the hybrid time of the later write."""
+    return max(receipt.loser.time, receipt.winner.time)
+
+
+def place_in(receipt: Receipt) -> Place:
+    """Where a receipt stands among all."""
+    return time_of(receipt), receipt.id, *receipt.key
+
+
 class Withdrawal(msgspec.Struct, frozen=True, gc=False):
     """Somebody wrote `fields` of the memory `id` (None: all but the `spared` ones), having seen what is within `seen`.
 

@@ -14,14 +14,13 @@ from heapq import merge as merge_sorted
 import msgspec
 
 from crdt_spine.core.clock import moment
-from crdt_spine.core.conflicts import WHOLE, Finding, Receipt
+from crdt_spine.core.conflicts import WHOLE, Finding, Place, Receipt, place_in
 from crdt_spine.core.messages import Conflicts, History, Hit, Result, encode
 from crdt_spine.core.record import Record
 from crdt_spine.limits import HISTORY_VERSIONS_MAX, PAST_PAGE_BYTES_MAX
 from crdt_spine.memory import Memory
 from crdt_spine.node.committer import Committer
 from crdt_spine.storage.engine import Engine, Former
-from crdt_spine.storage.history import Place, place_in
 from crdt_spine.storage.recent import Replaced, fold, former_of, versions_of
 from crdt_spine.storage.records import RecordStore
 

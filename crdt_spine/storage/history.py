@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from crdt_spine.core.conflicts import WHOLE, Receipt
+from crdt_spine.core.conflicts import WHOLE, Place, Receipt, time_of
 from crdt_spine.limits import (
     HISTORY_BYTES_MAX,
     HISTORY_ROWS_MAX,
@@ -54,8 +54,6 @@ BUCKETS = 512
 PRUNED_ROWS_MAX = 2_000  # by a flush, besides as many as it has added
 _AT_ONCE = 256  # memories in one statement
 
-#: Where a page of receipts goes on: (time, id, field, actor, n) of the last one shown.
-Place = tuple[int, str, str, str, int]
 Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -136,16 +134,6 @@ def receipts(read: Read, after: Place | None, limit: int) -> list[Receipt]:
         " ORDER BY at DESC, id DESC, field DESC, actor DESC, dot DESC LIMIT ?", (*values, limit),
     )  # fmt: skip
     return [_decode(state) for (state,) in found]
-
-
-def time_of(receipt: Receipt) -> int:
-    """When there were both values: the hybrid time of the later write."""
-    return max(receipt.loser.time, receipt.winner.time)
-
-
-def place_in(receipt: Receipt) -> Place:
-    """Where a receipt stands among all."""
-    return time_of(receipt), receipt.id, *receipt.key
 
 
 # -- within ------------------------------------------------------------------------------------------------------------

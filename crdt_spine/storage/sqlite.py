@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from crdt_spine.core.conflicts import Receipt
+from crdt_spine.core.conflicts import Place, Receipt
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import READ_CACHE_BYTES_MAX, READERS_MAX
 from crdt_spine.storage import history
@@ -27,7 +27,6 @@ from crdt_spine.storage.changes import Changes
 from crdt_spine.storage.database import MEMORY, Database
 from crdt_spine.storage.engine import Checkpoint, Former, Found, Order, Past, Row, StorageFull, StorageUnusable
 from crdt_spine.storage.folder import Files, Lock, files_of
-from crdt_spine.storage.history import Place
 from crdt_spine.storage.journal import Journal
 from crdt_spine.storage.places import place_of
 from crdt_spine.storage.recent import Key

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crdt_spine.core.conflicts import Finding, Receipt, Withdrawal
+from crdt_spine.core.conflicts import Finding, Receipt, Withdrawal, place_in
 from crdt_spine.core.messages import Change
 from crdt_spine.core.record import Record, apply
 from crdt_spine.core.registers import Origin
@@ -219,7 +219,7 @@ def test_receipts_come_in_pages_newest_first(engine: Any) -> None:
     found(engine, *all_of_them, receipt(51, field=""))
     page = engine.receipts(None, 20)
     pages = [*page]
-    while page := engine.receipts(history.place_in(page[-1]), 20):
+    while page := engine.receipts(place_in(page[-1]), 20):
         pages += page
     assert pages == all_of_them[::-1]
 
