@@ -41,6 +41,11 @@ def test_everything_is_well_where_it_is_hardest(scenario: str) -> None:
         assert not outcome.problem, outcome.read()
 
 
+def test_an_append_that_is_heard_of_late_is_in_its_writers_past_with_all_it_was_built_on() -> None:
+    outcome = run(9161)
+    assert not outcome.problem, outcome.read()
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_rule_some_seed_fails(rule: str) -> None:
     for seed in range(150):

@@ -101,6 +101,9 @@ class Speaker(Agent):
     def _answered(self, mine: Any, node: str, kind: str, about: Any) -> None:
         if kind == "done" and isinstance(mine[1], Store):
             assert mine[1].thread is not None
-            self.contexts[mine[1].thread].reach({self.cluster.partition_of(mine[1].id): {about.actor: about.n}})
+            # It may be heard of late, when the agent has forgotten what the entry was built on.
+            context = self.contexts[mine[1].thread]
+            context.hear(mine[1].clock, self.cluster.partition_of(mine[1].id), {about.actor: about.n})
+            context.reach(mine[1].after)
             self.cluster.check("appended", self, mine[1].thread, mine[1].id)
         super()._answered(mine, node, kind, about)
