@@ -212,10 +212,11 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
 
 
 class Get(_Message, frozen=True, kw_only=True, tag="get", tag_field="do"):
-    """Read one memory."""
+    """Read one memory. `reads` is how many replicas must have answered; None: the cluster's read quorum."""
 
     i: int
     id: Id
+    reads: Acks | None = None
 
 
 class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
@@ -332,7 +333,29 @@ class Status(_Message, frozen=True, kw_only=True, tag="status", tag_field="do"):
     i: int
 
 
-Operation = Get | Store | Edit | Delete | GetDocument | EditDocument | Query | History | Conflicts | Reach | Status
+class NodeInfo(_Message, frozen=True, kw_only=True):
+    """One node of the cluster; `host:port` is its HTTP listener."""
+
+    id: str
+    zone: str | None = None
+    host: str = ""
+    port: Whole = 0
+
+
+class Reshape(_Message, frozen=True, kw_only=True, tag="reshape", tag_field="do"):
+    """An operator's word: `node` is to join the cluster, to take the place of `goes`, or `goes` is to leave it; or what
+    is under way is to be turned back. `dead`: `goes` will not come back, and nobody waits for it."""
+
+    i: int
+    kind: Literal["add", "remove", "replace", "cancel"]
+    node: NodeInfo | None = None
+    goes: str = ""
+    dead: bool = False
+
+
+Operation = (
+    Get | Store | Edit | Delete | GetDocument | EditDocument | Query | History | Conflicts | Reach | Status | Reshape
+)
 Write = Store | Edit | Delete | EditDocument
 
 
@@ -396,14 +419,21 @@ class Result(_Message, frozen=True, kw_only=True):
     outcome: Literal["not applied", "unknown"] | None = None
     acks_seen: int = 0
     acks_needed: int = 0
+    missing: tuple[str, ...] = ()  # QuorumFailed: the replicas that did not acknowledge
 
 
 class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="response/1"):
-    """Answers to operations of one request, as they become ready; `seen` is what they reflect, for the token."""
+    """Answers to operations of one request, as they become ready; `seen` is what they reflect, for the token.
+
+    `epoch` is that of the node's membership: a session with an older one asks anew who holds what. `down`: the nodes
+    that this one believes to be down, or suspects to be.
+    """
 
     node: str
     results: list[Result]
     seen: Vectors = {}
+    epoch: Whole = 0
+    down: tuple[str, ...] = ()
 
 
 # -- feeds ----------------------------------------------------------------------------------------------------------
@@ -462,15 +492,9 @@ class FeedBatch(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed
 # -- discovery ------------------------------------------------------------------------------------------------------
 
 
-class NodeInfo(_Message, frozen=True, kw_only=True):
-    """One configured node."""
-
-    id: str
-    zone: str | None = None
-
-
 class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"):
-    """A node introduces its cluster to whoever asks on the discovery subject."""
+    """A node introduces its cluster to whoever asks on the discovery subject. `replicas` has, by partition, the nodes
+    that answer for it at `epoch`; empty: where the ring puts them."""
 
     cluster: str
     region: str
@@ -480,7 +504,11 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     partitions: int
     factor: int
     write_quorum: int
+    read_quorum: int = 1
     placement: str = "hash"
+    epoch: Whole = 0
+    replicas: dict[int, tuple[str, ...]] = {}
+    down: tuple[str, ...] = ()
     default_level: Level = "read-your-writes"
     overrides: list[tuple[tuple[str, ...], Level]] = []
 
