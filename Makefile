@@ -8,12 +8,14 @@ SEEDS  ?= 10000
 FIRST  ?= 0
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types simulate bench clean
+.PHONY: help install demo test lint types simulate gossip chaos bench clean
 
 help:
 	@echo "make demo   a three-node cluster, agents at work, a node killed and back, a summary"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make simulate SEEDS=10000 FIRST=0   the cluster's core on virtual time, with every fault; a seed is a run"
+	@echo "make gossip NODES=1000 SEEDS=3   how fast so many nodes know of a death, on virtual time, and what that costs"
+	@echo "make chaos SEED=7 SECONDS=150 FAULTS=kill,stop NODES=3   real processes under real faults; all of it may be left out"
 	@echo "make bench  the benchmarks, beside JetStream KV in the same run"
 	@echo "make clean  remove the environment and everything built"
 
@@ -41,6 +43,13 @@ test: lint types
 
 simulate: $(STAMP)
 	$(BIN)/python tests/simulation/run.py --seeds $(SEEDS) --first $(FIRST)
+
+gossip: $(STAMP)
+	$(BIN)/python tests/gossip/run.py --nodes $(or $(NODES),1000) --seeds $(if $(filter file,$(origin SEEDS)),3,$(SEEDS))
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(FAULTS),--faults $(FAULTS)) $(if $(NODES),--nodes $(NODES))
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv6Address
@@ -23,6 +24,7 @@ from crdt_spine.core.messages import Level
 from crdt_spine.limits import (
     CACHE_BYTES_MAX,
     CLOCK_DRIFT_MILLISECONDS_MAX,
+    CONFIG_BYTES_MAX,
     LEASE_SECONDS_MAX,
     PARTITIONS_MAX,
     REPLICA_RETIREMENT_SECONDS,
@@ -154,6 +156,28 @@ def parse(text: str | bytes, file: str = "cluster.yaml") -> ClusterConfig:
     return config
 
 
+def hints(config: ClusterConfig) -> list[str]:
+    """What is worth knowing about a configuration that is right."""
+    replication, placement = config.replication, config.placement
+    factor, write, read = replication.factor, replication.write_quorum, replication.read_quorum
+    found: list[str] = []
+    if read + write <= factor and factor > 1:
+        found.append(
+            f"write_quorum {write} + read_quorum {read} is not more than factor {factor}: an agent sees its own writes "
+            "at once, those of others with their token or a moment later"
+        )
+    if read > 1:
+        found.append(
+            f"read_quorum {read}: a get waits for {read} replicas and fails where fewer are there; queries, "
+            "subscriptions and eventual reads ask one"
+        )
+    if write == factor > 1:
+        found.append(f"write_quorum {write} is the factor: while a node is away, nothing is written to its partitions")
+    if placement != "hash":
+        found.append(f"placement {placement}: a busy {placement} makes a busy partition; see docs/placement.md")
+    return found
+
+
 def new_cluster(nodes: Sequence[NodeConfig], *, name: str = "spine", region: str = "local") -> ClusterConfig:
     """A cluster of these nodes, with defaults that fit their number. Raises ConfigError."""
     count = len(nodes)
@@ -162,14 +186,33 @@ def new_cluster(nodes: Sequence[NodeConfig], *, name: str = "spine", region: str
     return parse(config.to_yaml(), "the new cluster")
 
 
+def node_problems(node: NodeConfig) -> dict[str, str]:
+    """What is wrong with a node that no file describes: key -> what it must be. Empty: it could be in one."""
+    checks = {"id": _name(node.id), "host": _host(node.host), "zone": None if node.zone is None else _zone(node.zone)}
+    wrong = {key: reason for key, reason in checks.items() if reason is not None}
+    wrong |= {key: "must not be empty" for key in ("id", "host", "zone") if getattr(node, key) == ""}
+    if not 1 <= node.port <= 65_535:
+        wrong["port"] = "must be from 1 to 65,535"
+    return wrong
+
+
 def _read(path: str | os.PathLike[str]) -> tuple[ClusterConfig | None, list[Problem]]:
     file = os.fspath(path)
     try:
-        text = Path(path).read_bytes()
+        text = _bytes_of(file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return None, [Problem(file, 0, "", None, f"can't be read: {reason}")]
     return _parse(file, text)
+
+
+def _bytes_of(file: str) -> bytes:
+    """No more than is needed to see that it is too much. Raises OSError, ValueError."""
+    path = Path(file)
+    if stat.S_ISFIFO(path.stat().st_mode) and not file.startswith(("/dev/", "/proc/")):
+        raise ValueError("it is a pipe, to which nobody may ever write; write it into a file")
+    with path.open("rb") as opened:
+        return opened.read(CONFIG_BYTES_MAX + 1)
 
 
 def _parse(file: str, text: str | bytes) -> tuple[ClusterConfig | None, list[Problem]]:

@@ -19,8 +19,11 @@ OTHERS_SECONDS = 0.02  # after the first answer: another cluster's nodes on this
 _decode_hello = msgspec.json.Decoder(Hello).decode
 
 
-async def discover(transport: Transport, cluster: str | None, timeout: float) -> Hello:
+async def discover(transport: Transport, cluster: str | None, timeout: float, *, epoch: int = 0) -> Hello:
     """The description of the cluster behind a transport; `cluster` names it where there may be several.
+
+    Somebody knows that there is an `epoch`: nodes that have not heard of it yet are not listened to, unless all of them
+    say the same for `timeout` seconds; then it is the newest that there is.
 
     Raises ConnectionFailed: no node answers within `timeout` seconds; ConfigError: several clusters do.
     """
@@ -32,8 +35,11 @@ async def discover(transport: Transport, cluster: str | None, timeout: float) ->
             if not message.nobody:
                 hello = _decode_hello(message.payload)
                 if cluster is None or hello.cluster == cluster:
-                    hellos[hello.cluster] = hello
-                    heard.set()
+                    known = hellos.get(hello.cluster)
+                    if known is None or known.epoch <= hello.epoch:
+                        hellos[hello.cluster] = hello
+                    if hello.epoch >= epoch:
+                        heard.set()
 
     inbox = f"_INBOX.spine.{secrets.token_hex(5)}"
     subscription = await transport.subscribe(inbox, take)
@@ -46,6 +52,8 @@ async def discover(transport: Transport, cluster: str | None, timeout: float) ->
         if cluster is None:
             await asyncio.sleep(OTHERS_SECONDS)
     except TimeoutError as error:
+        if hellos:
+            return next(iter(hellos.values()))
         which = f"of cluster {cluster!r}" if cluster else "of any cluster"
         address = getattr(transport, "url", "this address")
         raise ConnectionFailed(

@@ -40,14 +40,18 @@ class QuorumFailed(SpineError):
     """Fewer replicas answered than the operation needs.
 
     `outcome` is "not applied" when the write certainly is on no replica, "unknown" when it may be; `acks` is how many
-    replicas confirmed, `needed` how many were required.
+    replicas confirmed, `needed` how many were required, `missing` names those that did not, as far as it is known.
     """
 
-    def __init__(self, message: str, *, outcome: Outcome = "unknown", acks: int = 0, needed: int = 0) -> None:
+    def __init__(
+        self, message: str, *, outcome: Outcome = "unknown", acks: int = 0, needed: int = 0,
+        missing: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.outcome: Outcome = outcome
         self.acks = acks
         self.needed = needed
+        self.missing = missing
 
 
 class StaleToken(SpineError):

@@ -35,6 +35,8 @@ BATCH_BYTES_TARGET: Final = 256 * 1024  # a batch is closed once it is this larg
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # the embedded broker's max_payload; 256 KiB of \u0001 is 1.5 MiB of JSON
 BATCH_OPERATIONS_MAX: Final = 1_024  # operations or changes in one message
 SYNC_PAGE_RECORDS_MAX: Final = 512
+SYNC_PAGE_SECONDS_TARGET: Final = 0.005  # of a node's time that one page takes while agents wait for it meanwhile
+SYNC_SHARE_MAX: Final = 0.25  # of a node's time that pages take, while agents ask for something
 THREAD_ACTORS_MAX: Final = 1_024  # that coordinated a thread's entries in one partition; a node in one incarnation each
 FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a payload
 
@@ -48,11 +50,13 @@ JOURNAL_CACHE_BYTES_MAX: Final = 1024 * 1024  # of the journal's; it is only app
 READERS_MAX: Final = 2  # connections for queries; a third query at once waits
 RANKED_MAX: Final = 32_768  # memories weighed for one search by relevance; some 25 ms
 TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata values
-CHANGED_PAGES_REMEMBERED_MAX: Final = 4  # repairs under way at once that need not look at the index for every page
+CHANGED_PAGES_REMEMBERED_MAX: Final = 8  # repairs under way at once that need not look at the index for every page
 CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
 OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that a retry is not applied twice
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
+STRAYS_AT_ONCE_MAX: Final = 16  # partitions in a message about strays; at most 11 KiB each
+QUORUM_READS_MAX: Final = 20_000  # reads of a node that wait for other replicas; a record and an agent's address each
 DOCUMENT_TAIL_EDITS_MAX: Final = 64  # edits of a document that are not folded into its state; then half of them are
 DOCUMENT_TAIL_BYTES_MAX: Final = 64 * 1024  # of them
 OPEN_DOCUMENTS_MAX: Final = 64  # live Yjs documents a node keeps, so that an edit costs what it changes ...
@@ -100,6 +104,11 @@ ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN ru
 PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way
 CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500
+
+# -- gossip ------------------------------------------------------------------------------------------------------
+GOSSIP_SECONDS: Final = 0.42  # how often a node asks one other: below 10 messages a second, sent and taken
+GOSSIP_BYTES_MAX: Final = 16 * 1024  # of a message; larger ones are refused
+BEAT_MAX: Final = 10**14 - 1  # milliseconds until the year 5138; fourteen digits in a message
 
 # -- a node's HTTP listener --------------------------------------------------------------------------------------
 HTTP_HEAD_BYTES_MAX: Final = 16 * 1024  # a request's line and headers; browsers and proxies stay below 8 KiB

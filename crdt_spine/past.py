@@ -7,7 +7,7 @@ can be reached are asked and their answers united: the same version, or the same
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 import msgspec
@@ -18,7 +18,7 @@ from crdt_spine.core.messages import Conflicts, History, Result
 from crdt_spine.errors import ConnectionFailed, SpineError
 from crdt_spine.limits import PAST_SECONDS_MAX
 from crdt_spine.memory import Conflict, Memory
-from crdt_spine.session import Session
+from crdt_spine.session import Moved, Session
 
 T = TypeVar("T")
 POLL_SECONDS = 0.05
@@ -32,7 +32,11 @@ async def history(session: Session, id: str) -> list[Memory]:
     """The memory's versions that this cluster still knows, newest first; the first one is how it is now, if it lives.
     Raises ConnectionFailed, StaleToken."""
     number = session.layout.partition_of(id)
-    answers = await _everywhere(session, session.layout.replicas[number], lambda node: _versions(session, node, id))
+
+    def replicas() -> Collection[str]:
+        return session.layout.replicas[number]
+
+    answers = await _everywhere(session, replicas, lambda node: _versions(session, node, id))
     found = {memory.version: memory for memories, _ in answers.values() for memory in memories}
     living = {version for _, version in answers.values() if version in found}
     latest = max((found[version].updated_at for version in living), default=None)
@@ -50,12 +54,14 @@ async def history(session: Session, id: str) -> list[Memory]:
 async def conflicts(session: Session, id: str | None, limit: int) -> list[Conflict]:
     """The values lost to concurrent writes of which this cluster still knows, newest first. Raises ConnectionFailed,
     StaleToken."""
-    layout = session.layout
-    nodes = [node.id for node in session.hello.nodes]
-    if id is not None:
-        nodes = list(layout.replicas[layout.partition_of(id)])
+
+    def nodes() -> Collection[str]:
+        if id is not None:
+            return session.layout.replicas[session.layout.partition_of(id)]
+        return [node.id for node in session.hello.nodes]
+
     answers = await _everywhere(session, nodes, lambda node: _receipts(session, node, id, limit))
-    for number, replicas in layout.replicas.items():
+    for number, replicas in session.layout.replicas.items():
         if id is None and answers.keys().isdisjoint(replicas):
             raise ConnectionFailed(f"no replica of partition {number} answered: {', '.join(replicas)}")
     found: dict[tuple[str, tuple[str, str, int]], Receipt] = {}
@@ -100,23 +106,37 @@ async def _receipts(session: Session, node: str, id: str | None, limit: int) -> 
 
 
 async def _everywhere(
-    session: Session, nodes: Iterable[str], ask: Callable[[str], Awaitable[T]]
+    session: Session, nodes: Callable[[], Collection[str]], ask: Callable[[str], Awaitable[T]]
 ) -> dict[str, T]:  # fmt: skip
-    """Every node's answer; one that fails, or is known not to answer, is not waited for once another one has. Raises
-    what the last one raised where none answers."""
-    tasks = {asyncio.ensure_future(ask(node)): node for node in nodes}
+    """The answer of every node that `nodes` names, while that may change; one that fails, or is known not to answer, is
+    not waited for once another one has. Raises what the last one raised where none answers."""
+    tasks: dict[asyncio.Future[T], str] = {}
     answers: dict[str, T] = {}
     error: SpineError | None = None
-    pending = set(tasks)
+    pending: set[asyncio.Future[T]] = set()
+    deadline = asyncio.get_running_loop().time() + session.timeout
     try:
-        while pending:
+        while True:
+            for node in nodes():
+                if node not in tasks.values():
+                    tasks[asyncio.ensure_future(ask(node))] = node
+            pending = {task for task in tasks if not task.done()}
+            if not pending:
+                break
             done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            moved = False
             for task in done:
                 try:
                     answers[tasks[task]] = task.result()
+                except Moved as failed:
+                    error, moved = failed, True
                 except SpineError as failed:
                     error = failed
-            if answers and all(session.routing.avoided(tasks[task]) for task in pending):
+            if moved and not answers and asyncio.get_running_loop().time() < deadline:
+                await session.renewed()
+                tasks = {task: node for task, node in tasks.items() if not task.done()}
+            present = nodes()
+            if answers and all(session.routing.avoided(tasks[t]) or tasks[t] not in present for t in pending):
                 break
     finally:
         for task in pending:

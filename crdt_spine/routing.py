@@ -1,59 +1,123 @@
-"""Which node an agent asks: a partition's first replica, unless that failed a moment ago; for everything, few nodes."""
+"""Which node an agent asks: a partition's first replica, while that is well; for everything, few nodes.
+
+The first one is the same for all sessions of a zone, so that a partition has one coordinator, whose batches are large,
+and a session reads where it last wrote. Once it is left (health.py), the better of two others takes its place, for as
+long as that is well; then everybody goes back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Hello
+from crdt_spine.health import BETTER_FACTOR, BETTER_SECONDS, QUERY, READ, Health
 
-AVOID_SECONDS = 1.0  # how long a node that failed is not tried, while there are others
-
-#: Partitions that one node can answer, with the nodes that can; None: all partitions.
-Group = tuple[list[str], tuple[int, ...] | None]
+#: Partitions that one node can answer, with the nodes that can.
+Group = tuple[Sequence[str], tuple[int, ...]]
 
 
 class Routing:
-    """A session's view of the nodes. `turn` spreads sessions over them, `clock` gives seconds."""
+    """A session's way to the nodes of one layout. `turn` spreads sessions over them, nodes of `zone` come first."""
 
-    def __init__(self, hello: Hello, layout: Layout, turn: int, clock: Callable[[], float]) -> None:
+    def __init__(self, hello: Hello, layout: Layout, turn: int, health: Health, zone: str | None = None) -> None:
+        self.health = health
+        self._layout = layout
+        self._turn = turn
+        self._far = {node.id for node in hello.nodes if zone is not None and node.zone != zone}
         names = [node.id for node in hello.nodes]
         start = turn % len(names)
-        self._names = names[start:] + names[:start]
-        self._layout = layout
-        self._held = {node: {n for n, nodes in layout.replicas.items() if node in nodes} for node in names}
-        self._clock = clock
-        self._avoid: dict[str, float] = {}  # node -> until when
-
-    def avoid(self, node: str) -> None:
-        """A node failed: ask others for a while."""
-        self._avoid[node] = self._clock() + AVOID_SECONDS
+        self.names = sorted(names[start:] + names[:start], key=self._far.__contains__)
+        self.held = {node: frozenset(n for n, nodes in layout.replicas.items() if node in nodes) for node in names}
+        self.replicas = layout.replicas
+        if self._far:
+            self.replicas = {n: tuple(sorted(nodes, key=self._far.__contains__)) for n, nodes in self.replicas.items()}
+        self._stand_ins: dict[tuple[bool, Sequence[str]], str] = {}
+        self._plan: list[Group] = []
+        self._changes = -1  # of the health that stand-ins and plan belong to
 
     def avoided(self, node: str) -> bool:
-        """Did it fail a moment ago?"""
-        return self._avoid.get(node, 0.0) > self._clock()
+        """Is it in trouble?"""
+        return node in self.health.trouble
 
-    def healthy(self, candidates: Sequence[str]) -> str:
-        """The first of these nodes that is not being avoided; the one avoided longest if all are."""
-        if not self._avoid:
-            return candidates[0]
-        for node in candidates:
-            if not self.avoided(node):
-                return node
-        return min(candidates, key=lambda node: self._avoid[node])
+    def choose(self, candidates: Sequence[str], tried: Collection[str] = (), *, reads: bool = True) -> str:
+        """Where to go: the first of these nodes if it is well, else the better of two others; one that was tried only
+        if there is no other, one in trouble only if all are."""
+        health = self.health
+        if not tried:
+            first = candidates[0]
+            if health.well(first, reads=reads):
+                return first
+            self._forget_old()
+            key = reads, tuple(candidates)
+            known = self._stand_ins.get(key)
+            if known is None:
+                known = self._stand_ins[key] = self._better(candidates, reads)
+            return known
+        rest = [node for node in candidates if node not in tried]
+        if any(health.well(node, reads=reads) for node in rest):
+            return self._better(rest, reads)
+        return self._better(candidates, reads)
 
-    def cover(self) -> list[Group]:
-        """The fewest groups (greedily) that have every partition once; nodes that are being avoided come last."""
-        names = sorted(self._names, key=self.avoided)
-        left = set(self._layout.replicas)
-        whole = [node for node in names if self._held[node] == left]
-        if whole:
-            return [(whole, None)]
+    def other(self, candidates: Iterable[str], asked: Collection[str]) -> str | None:
+        """Who is asked as well where these have not answered yet."""
+        rest = [node for node in candidates if node not in asked and self.health.well(node)]
+        return self._better(rest, True) if rest else None
+
+    def holders(self, numbers: Collection[int]) -> list[str]:
+        """The nodes that have all these partitions."""
+        if len(numbers) == 1:
+            return list(self.replicas[next(iter(numbers))])
+        wanted = frozenset(numbers)
+        return [node for node in self.names if wanted <= self.held[node]]
+
+    def cover(self, numbers: Collection[int] | None = None) -> list[Group]:
+        """The fewest groups (greedily) that have each of these partitions once, all if None; of nodes that are well, as
+        far as there are."""
+        if numbers is not None:
+            return self._cover(set(numbers))
+        self._forget_old()
+        if not self._plan:
+            self._plan = self._cover(set(self._layout.replicas))
+        return self._plan
+
+    def _cover(self, left: set[int]) -> list[Group]:
+        names = sorted(self.names, key=lambda node: not self.health.well(node))
         groups: list[Group] = []
         while left:
-            best = max(names, key=lambda node: (len(self._held[node] & left), not self.avoided(node)))
-            part = self._held[best] & left
-            others = [node for node in names if node != best and part <= self._held[node]]
-            groups.append(([best, *others], tuple(sorted(part))))
+            # Of the nodes that are well and hold some of it, whoever holds most; the order of names decides ties.
+            best = max(names, key=lambda node: _most(self.held[node] & left, self.health.well(node)))
+            part = self.held[best] & left
+            assert part, f"nobody has partitions {sorted(left)}"
+            others = [node for node in names if node != best and part <= self.held[node]]
+            if others and best not in self._far and others[0] not in self._far and self.health.well(others[0]):
+                health = self.health
+                if health.cost(others[0], QUERY) * BETTER_FACTOR + BETTER_SECONDS < health.cost(best, QUERY):
+                    best, others[0] = others[0], best
+            groups.append(((best, *others), tuple(sorted(part))))
             left = left - part
         return groups
+
+    def _better(self, candidates: Sequence[str], reads: bool) -> str:
+        """Of the nodes that are well and near, the first one, or one by chance if that is much better."""
+        health = self.health
+        well = [node for node in candidates if health.well(node, reads=reads)]
+        if not well:
+            return min(candidates, key=health.badness)
+        first = well[0]
+        near = [node for node in well[1:] if (node in self._far) == (first in self._far)]
+        if near:
+            second = near[self._turn % len(near)]
+            if health.cost(second, READ) * BETTER_FACTOR + BETTER_SECONDS < health.cost(first, READ):
+                return second
+        return first
+
+    def _forget_old(self) -> None:
+        if self._changes != self.health.changes:
+            self._changes = self.health.changes
+            self._stand_ins.clear()
+            self._plan = []
+
+
+def _most(part: frozenset[int], well: bool) -> tuple[bool, bool, int]:
+    return bool(part), well, len(part)

@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import msgspec
 
-from crdt_spine import past, validation
+from crdt_spine import homing, past, validation
 from crdt_spine.core.clock import at_milliseconds
-from crdt_spine.core.messages import Delete, Edit, Get, Query, Reach, Status, Store, Vector, Vectors
+from crdt_spine.core.messages import Delete, Edit, Get, Query, Status, Store, Vector
 from crdt_spine.core.placement import generated_id, placement_hash
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.token import Cursor, cursor_of, token_text, token_vectors
@@ -252,10 +252,13 @@ class Spine:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def get(self, id: str, *, consistency: Consistency | str | None = None) -> Memory | None:
-        """The memory, or None. Raises InvalidInput, StaleToken, ConnectionFailed."""
+        """The memory, or None. Raises InvalidInput, StaleToken, ConnectionFailed, and QuorumFailed where the cluster's
+        read quorum is more than one replica and fewer answered."""
         session = self._live
-        operation = Get(i=session.number(), id=validation.id(id))
-        result = await session.on_memory(operation, operation.id, use_token=self._with_token(consistency))
+        use_token = self._with_token(consistency)
+        reads = 1 if session.hello.read_quorum > 1 and not use_token else None
+        operation = Get(i=session.number(), id=validation.id(id), reads=reads)
+        result = await session.on_memory(operation, operation.id, use_token=use_token)
         return _decode_memory(result.memory) if result.memory else None
 
     async def query(
@@ -298,7 +301,7 @@ class Spine:
         query = Query(
             i=0, selection=selection, order=order, limit=wanted, text=words, after=place.after, shown=place.shown
         )  # `Session.query` numbers what it sends
-        return page_of(await session.query(query, use_token=use_token), order, wanted, place)
+        return page_of(await homing.query(session, query, use_token=use_token), order, wanted, place)
 
     def subscribe(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
@@ -388,16 +391,9 @@ class Spine:
         seconds = validation.seconds("timeout", timeout)
         vectors = self._vectors(token)
 
-        parts: dict[tuple[str, ...], Vectors] = {}
-        for number, vector in vectors.items():
-            parts.setdefault(session.layout.replicas[number], {})[number] = vector
-
-        async def reach(nodes: tuple[str, ...], part: Vectors) -> None:
-            await session.run(Reach(i=session.number()), nodes, token=part, timeout=seconds)
-
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*[reach(nodes, part) for nodes, part in parts.items()])
+                await session.reach(vectors, seconds)
         except (TimeoutError, StaleToken) as error:
             raise StaleToken(f"the token was not reached by any replica within {seconds:g} s") from error
         session.see(vectors)
@@ -420,6 +416,11 @@ class Spine:
         nodes = await asyncio.gather(*[ask(node.id, node.zone) for node in hello.nodes])
         return cluster_report(hello, session.layout, list(nodes))
 
+    @property
+    def session(self) -> Session:
+        """What carries this spine's operations: for programs that ask nodes about themselves (reshaping.py)."""
+        return self._live
+
     # -- within -----------------------------------------------------------------------------------------------------
 
     @property
@@ -432,14 +433,17 @@ class Spine:
         self, session: Session, content: object, id: object, tags: object, metadata: object, thread: object,
         importance: object, ttl: object, created_at: object, consistency: object, *, beside: str | None = None,
     ) -> Store:  # fmt: skip
-        """`beside`: a generated id lies in the partition of this key."""
+        """`beside`: a generated id lies in the partition of this key, else where the cluster's placement puts it."""
         milliseconds = validation.ttl_milliseconds(ttl)
         now = _now()
+        distinct = validation.tags("tags", tags)
+        if beside is None:
+            beside = homing.placement_key(session.hello.placement, self.agent, distinct, tags)
         return Store(
             i=session.number(),
             id=self._new_id(now, beside) if id is None else validation.id(id),
             content=validation.content(content),
-            tags=validation.tags("tags", tags),
+            tags=distinct,
             metadata=validation.metadata(metadata),
             thread=validation.thread(thread),
             importance=validation.importance(importance),

@@ -20,6 +20,7 @@ import msgspec
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Unreadable, Vectors, encode
 from crdt_spine.core.selection import Selection
+from crdt_spine.core.strays import is_stray
 from crdt_spine.core.token import token_text
 from crdt_spine.errors import ConnectionFailed
 from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX, FEED_UPDATES_REMEMBERED_MAX
@@ -29,6 +30,7 @@ from crdt_spine.transport.base import Message, Subscription
 
 ALIVE_SECONDS = 1.0  # how often the node is told that the subscriber lives
 SILENT_SECONDS_MAX = 3.5  # of a node, before the feed is opened elsewhere
+SUSPECT_SILENT_SECONDS_MAX = 1.5  # of one that is in trouble as the session sees it
 OPEN_SECONDS_MAX = 1.5  # for a node's first word on a feed
 
 _decode = msgspec.json.Decoder(FeedBatch).decode
@@ -156,8 +158,10 @@ class Updates(AsyncIterator[Update]):
                 for source in list(self._sources.values()):
                     if not self._session.transport.connected:
                         source.heard = max(source.heard, now - SILENT_SECONDS_MAX / 2)
-                    elif now - source.heard > (SILENT_SECONDS_MAX if source.open else OPEN_SECONDS_MAX):
-                        self._session.routing.avoid(source.node)
+                    elif now - source.heard > self._patience(source):
+                        self._session.health.fail(source.node, "silent", now)
+                        self._abandon(source)
+                    elif self._has_lost(source):
                         self._abandon(source)
                     elif source.open and (source.taken > source.told or now - source.told_at > ALIVE_SECONDS):
                         self._tell(source)
@@ -169,18 +173,25 @@ class Updates(AsyncIterator[Update]):
             self._error = error
             self._begin(error)
 
+    def _patience(self, source: _Source) -> float:
+        """How long a node may say nothing, seconds: less if the session has other reasons to think that it hangs."""
+        if not source.open:
+            return OPEN_SECONDS_MAX
+        return SILENT_SECONDS_MAX if self._session.health.well(source.node) else SUSPECT_SILENT_SECONDS_MAX
+
+    def _has_lost(self, source: _Source) -> bool:
+        """Does its node not answer any more for what it serves here? Then the feed moves before it is refused."""
+        held = self._session.routing.held
+        return source.node not in held or not held[source.node].issuperset(source.partitions)
+
     def _adopt(self) -> None:
         """Open feeds for the partitions that have none."""
         if not self._orphans or not self._session.transport.connected:
             return
-        for candidates, numbers in self._session.routing.cover():
-            served = self._session.layout.replicas.keys() if numbers is None else numbers
-            part = tuple(sorted(self._orphans.intersection(served)))
-            if not part:
-                continue
+        for candidates, part in self._session.routing.cover(self._orphans):
             source = _Source(
                 f"{self._session.id}-{self._session.number()}",
-                self._session.routing.healthy(candidates),
+                self._session.routing.choose(candidates),
                 part,
                 self._loop.time(),
             )
@@ -225,7 +236,7 @@ class Updates(AsyncIterator[Update]):
         if source is None:
             return
         if message.nobody:
-            self._session.routing.avoid(source.node)
+            self._session.health.fail(source.node, "gone", self._loop.time())
             self._abandon(source)
             self._adopt()
             return
@@ -237,7 +248,8 @@ class Updates(AsyncIterator[Update]):
         source.heard = self._loop.time()
         if batch.error is not None or batch.number != source.expected:
             if batch.error is not None:
-                self._session.routing.avoid(source.node)
+                self._session.health.fail(source.node, "gone", source.heard)
+                self._session.ask_who_holds_what()  # it may be refused since its partitions have moved
             self._abandon(source)
             return
         source.expected += 1
@@ -263,10 +275,14 @@ class Updates(AsyncIterator[Update]):
             source.taken += 1
             return
         # What this session does next builds on what it was told.
-        self._session.see({number: join(self._positions[number], update.version)})
+        memory = _decode_memory(update.memory)
+        placement, count = self._session.hello.placement, self._session.layout.partitions
+        stray = is_stray(placement, count, number, memory.agent, memory.tags)
+        self._session.see(
+            {number: join(self._positions[number], update.version)}, {number: update.version} if stray else {}
+        )
         if not within(update.version, self._positions[number]):
             self._ahead[update.id] = (number, update.version)
-        memory = _decode_memory(update.memory)
         looks = _looks(update.kind, memory)
         told = self._told.get(update.id)
         if told is not None and told[1] == looks and told[0] != source.id:

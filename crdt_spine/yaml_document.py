@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from crdt_spine.errors import ConfigError
 from crdt_spine.limits import CONFIG_BYTES_MAX
 
 Keys = tuple[str | int, ...]  # the way to a value
+
+DEPTH_MAX: Final = 200  # of brackets
 
 _MISSING: Final = object()
 _KINDS: Final = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -79,6 +82,8 @@ class Document:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             # ValueError: a date that does not exist, bytes that are no UTF-8.
             reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+            if "set_int_max_str_digits" in reason:
+                reason = "a number has thousands of digits"
             self.problems.append(Problem(file, 0, "", None, f"is no YAML: {reason}"))
 
     def root(self, keys: Collection[str]) -> Section | None:
@@ -97,7 +102,9 @@ class Document:
 
     def _parse(self, text: str | bytes) -> None:
         if len(text) > CONFIG_BYTES_MAX:
-            raise ValueError(f"it is {len(text):,} bytes long; at most {CONFIG_BYTES_MAX:,} are read")
+            raise ValueError(f"it is too long; at most {CONFIG_BYTES_MAX:,} are read")
+        if _depth(text) > DEPTH_MAX:
+            raise RecursionError  # the parser would come to it as well, but it takes the square of the depth
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -237,6 +244,15 @@ class Section:
         self.document.problem((*self.path, str(key)), shown(self.data[key]), reason)
 
 
+def _depth(text: str | bytes) -> int:
+    """How deep brackets are nested, those in quotes included."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", text if isinstance(text, bytes) else text.encode(errors="replace")):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def path_text(path: Keys) -> str:
     """`cluster.nodes[0].port`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
@@ -287,5 +303,5 @@ def _wrong(value: object, kind: type, check: Callable[[Any], str | None] | None)
 def _kind_of(value: object) -> str:
     if value is None:
         return "nothing"
-    names: dict[type, str] = {**_KINDS, list: "a list", dict: "a mapping"}
+    names: dict[type, str] = {**_KINDS, list: "a list", dict: "a mapping", bytes: "binary data"}
     return names.get(type(value), f"a {type(value).__name__}")

@@ -24,12 +24,13 @@ def config() -> None:
 @json_option
 def check(file: Path, as_json: bool) -> int:
     """Validate the cluster.yaml in FILE: every problem with its line, key and reason."""
-    from crdt_spine.config import load, problems
+    from crdt_spine.config import hints, load, problems
 
     found = problems(file)
+    advice = [] if found else hints(load(file))
     if inherited(click.get_current_context(), "as_json", as_json):
         listed = [{key: _in_json(value) for key, value in msgspec.structs.asdict(one).items()} for one in found]
-        emit({"file": _in_json(str(file)), "valid": not found, "problems": listed})
+        emit({"file": _in_json(str(file)), "valid": not found, "problems": listed, "hints": advice})
     elif found:
         for one in found:
             click.echo(str(one), err=True)
@@ -37,6 +38,8 @@ def check(file: Path, as_json: bool) -> int:
     else:
         cluster = load(file)
         click.echo(f"{file} is valid: cluster {cluster.name}, {len(cluster.nodes)} nodes")
+        for hint in advice:
+            click.echo(f"hint: {hint}")
     return outcome.FAILED if found else outcome.DONE
 
 

@@ -38,6 +38,11 @@ class ClockWatch:
         self.majority = nodes // 2 + 1
         self._peers: dict[str, _Peer] = {}
 
+    def change_nodes(self, others: Collection[str]) -> None:
+        """The cluster has these other nodes from now on."""
+        self.majority = (len(others) + 1) // 2 + 1
+        self._peers = {node: peer for node, peer in self._peers.items() if node in others}
+
     def heard(self, node: str, theirs: int, now: int, ahead: int) -> None:
         """A peer's announcement of its time `theirs` is here `now`, by the own clock; it says that an announcement of
         this node was `ahead` when it came there. All are milliseconds."""

@@ -26,6 +26,9 @@ Content = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.CONTENT_BY
 Thread = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.THREAD_BYTES_MAX)]
 Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.TAG_BYTES_MAX)]
 Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=limits.TAGS_MAX)]
+KeyHashes = Annotated[  # placement_hash of agents or tags
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)], ...], msgspec.Meta(max_length=limits.TAGS_MAX)
+]
 Metadata = Annotated[dict[str, Any], msgspec.Meta(max_length=limits.METADATA_KEYS_MAX)]
 Importance = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Acks = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
@@ -43,6 +46,13 @@ Vectors = dict[int, Vector]  # partition -> vector
 Clock = Annotated[dict[Agent, Whole], msgspec.Meta(max_length=limits.THREAD_AGENTS_MAX)]
 Dots = Annotated[Vector, msgspec.Meta(max_length=limits.THREAD_ACTORS_MAX)]
 After = Annotated[dict[int, Dots], msgspec.Meta(max_length=limits.PARTITIONS_MAX)]
+
+# What gossip says of a node.
+NodeId = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+Beat = Annotated[int, msgspec.Meta(ge=0, le=limits.BEAT_MAX)]
+SignedBeat = Annotated[int, msgspec.Meta(ge=-limits.BEAT_MAX, le=limits.BEAT_MAX)]
+Small = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+
 NodeState = Literal["starting", "up", "full", "stopping"]
 Level = Literal["eventual", "read-your-writes", "causal", "strong"]
 
@@ -155,6 +165,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     `disk` names the disk by the actor under which it began, empty where that is `actor`. `retired` are the disks that
     count no more, `silent` the nodes that were not heard of lately, for how many seconds (core/retirement.py). `epoch`
     is that of the membership which the node has adopted (core/membership.py).
+    `strays` says up to where strays were established in the partitions that have some (core/strays.py).
     """
 
     node: str
@@ -170,6 +181,51 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     retired: tuple[str, ...] = ()
     silent: dict[str, Whole] = {}
     epoch: Whole = 0
+    strays: Vectors = {}
+
+
+class Claim(_Message, frozen=True, kw_only=True, tag_field="type", tag="claim/1"):
+    """A process says which node it is. As a question, of one that starts: is there another one? `settled`: it has asked
+    that before, and there was none. `process` is a name that no other process has."""
+
+    node: str
+    process: str
+    pid: Whole
+    host: str
+    settled: bool = False
+
+
+class Vitals(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a node says of itself, as an array, since there may be many: `generation` is when its process began, in
+    milliseconds, `version` counts what it has said since. `load` is in operations a second, `waiting` are those that
+    it has taken and not answered, `latency` is in milliseconds from a message to itself until it has it, `digest` is
+    equal where the partitions' vectors are."""
+
+    node: NodeId
+    generation: Beat
+    version: Small
+    state: Literal["joining", "up", "leaving"]
+    zone: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    load: Small = 0
+    waiting: Small = 0
+    latency: Small = 0
+    epoch: Small = 0
+    digest: Small = 0
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Of two of a node, the greater one is newer."""
+        return self.generation, self.version
+
+
+class Rumours(_Message, frozen=True, kw_only=True, tag_field="type", tag="gossip/1"):
+    """A part of what a node knows of others (core/gossip.py): `beats` are their newest heartbeats, negative where
+    they are suspected to be gone since, `vitals` what they said of themselves. `asks`: what the hearer knows better is to come back."""
+
+    node: NodeId
+    asks: bool = False
+    beats: Annotated[dict[NodeId, SignedBeat], msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX // 4)] = {}
+    vitals: Annotated[tuple[Vitals, ...], msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX // 16)] = ()
 
 
 class SyncRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
@@ -195,6 +251,7 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
     the source's hybrid clock: what it has forgotten was stamped below it. With `whole` the records are all there are
     behind the id `after`, through `next`. Of what is within `forgotten`, tombstones may be missing here that not every
     replica had: who does not have that much must ask for the whole (core/retirement.py).
+    The last page has the source's `strays`, where it has some (core/strays.py).
     """
 
     partition: int
@@ -206,6 +263,35 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
     after: str | None = None
     whole: bool = False
     forgotten: Vector = {}
+    strays: tuple[Annotated[bytes, msgspec.Meta(max_length=16_384)], Vector] | None = None
+
+
+class StraysRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="strays/1"):
+    """Of which placement keys are there strays in these partitions (core/strays.py)?"""
+
+    partitions: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=limits.STRAYS_AT_ONCE_MAX)]
+
+
+class StraysAnswer(_Message, frozen=True, kw_only=True, tag_field="type", tag="stray-keys/1"):
+    """By partition, the replica's vector and the keys of all strays within it, as `strays.Keys.packed`."""
+
+    keys: Annotated[dict[int, tuple[Vector, bytes]], msgspec.Meta(max_length=limits.STRAYS_AT_ONCE_MAX)]
+
+
+class RecordsRequest(_Message, frozen=True, kw_only=True, tag_field="type", tag="record/1"):
+    """since(version) of single memories: the asker has this much of each (core/record.py), and wants what another
+    replica has more."""
+
+    have: Annotated[list[tuple[Id, Vector]], msgspec.Meta(min_length=1, max_length=limits.BATCH_OPERATIONS_MAX)]
+
+
+class RecordsAnswer(_Message, frozen=True, kw_only=True, tag_field="type", tag="states/1"):
+    """About the first `through` memories that were asked for: of those that have news for the asker their index and
+    state, as sync pages have it, and the indexes of those of which there is no replica here."""
+
+    through: Whole
+    states: list[tuple[Whole, msgspec.Raw]] = []
+    absent: tuple[Whole, ...] = ()
 
 
 # -- what an agent asks a node ---------------------------------------------------------------------------------------
@@ -287,9 +373,10 @@ class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag
 
 
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
-    """A page of a selection from these partitions. `after` is (created, id) of the last memory shown; by relevance,
+    """A page of a selection from these partitions; None: from all there are. `after` is (created, id) of the last memory shown; by relevance,
     `shown` lists the ids that earlier pages had. `causal`: say of each hit what its order in a thread needs, and of the
-    page what it is a picture of."""
+    page what it is a picture of. `keys`: these are the home partitions of placement keys; in which others may there be
+    memories with one of them? `strays` is what the asker was shown of those (core/strays.py)."""
 
     i: int
     selection: Selection
@@ -300,6 +387,8 @@ class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     shown: tuple[str, ...] = ()
     partitions: tuple[int, ...] | None = None
     causal: bool = False
+    keys: KeyHashes = ()
+    strays: Vectors = {}
 
 
 class History(_Message, frozen=True, kw_only=True, tag="history", tag_field="do"):
@@ -362,7 +451,8 @@ Write = Store | Edit | Delete | EditDocument
 class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="request/1"):
     """A batch of one session's operations. Operation ids are `<session>-<i>`; a `retry` may have been applied before.
 
-    `token` has the vectors, for the partitions read here, that the answer must not be behind.
+    `token` has the vectors, for the partitions read here, that the answer must not be behind. `by`: a write is not
+    taken once the node's wall clock shows more milliseconds than this (lateness.py); 0: it does not matter.
     """
 
     session: str
@@ -370,6 +460,7 @@ class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="reques
     operations: list[Operation]
     token: Vectors = {}
     retry: bool = False
+    by: Whole = 0
 
 
 class Hit(_Message, frozen=True, kw_only=True):
@@ -411,6 +502,7 @@ class Result(_Message, frozen=True, kw_only=True):
     hits: list[Hit] | None = None  # query, history
     receipts: list[msgspec.Raw] | None = None  # conflicts: `conflicts.Receipt`
     more: bool = False
+    elsewhere: tuple[int, ...] = ()  # query with keys: the other partitions that must be asked
     cut: Vectors = {}  # causal query: all within it that lives, and belongs on this page, is on it
     status: msgspec.Raw = NOTHING
     document: DocumentPart | None = None  # document: None where there is no memory
@@ -427,13 +519,17 @@ class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="respo
 
     `epoch` is that of the node's membership: a session with an older one asks anew who holds what. `down`: the nodes
     that this one believes to be down, or suspects to be.
+    `strays` says up to where strays were established in the partitions of `seen` (core/strays.py). `now`: the node's
+    wall clock, milliseconds.
     """
 
     node: str
     results: list[Result]
     seen: Vectors = {}
+    strays: Vectors = {}
     epoch: Whole = 0
     down: tuple[str, ...] = ()
+    now: Whole = 0
 
 
 # -- feeds ----------------------------------------------------------------------------------------------------------
@@ -494,7 +590,7 @@ class FeedBatch(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed
 
 class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"):
     """A node introduces its cluster to whoever asks on the discovery subject. `replicas` has, by partition, the nodes
-    that answer for it at `epoch`; empty: where the ring puts them."""
+    that answer for it at `epoch`; empty: where the ring puts them. `now`: its wall clock, milliseconds."""
 
     cluster: str
     region: str
@@ -509,6 +605,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     epoch: Whole = 0
     replicas: dict[int, tuple[str, ...]] = {}
     down: tuple[str, ...] = ()
+    now: Whole = 0
     default_level: Level = "read-your-writes"
     overrides: list[tuple[tuple[str, ...], Level]] = []
 

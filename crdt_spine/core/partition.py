@@ -21,6 +21,7 @@ from crdt_spine.core.clock import HybridClock, at_milliseconds
 from crdt_spine.core.messages import Change, Delta
 from crdt_spine.core.record import Record, apply, merge
 from crdt_spine.core.registers import Origin
+from crdt_spine.core.strays import OwnStrays
 from crdt_spine.limits import SYNC_PAGE_RECORDS_MAX
 
 
@@ -73,6 +74,7 @@ class Partition:
         self.watcher: Watcher | None = None
         self.reporter: Reporter | None = None
         self.historian: Historian | None = None
+        self.strays: OwnStrays | None = None
         self._promised: Vector = {}  # the vectors of sources of which pages were merged
         self._open: _Open | None = None  # this turn's own changes
         self._sealed: list[Delta] = []  # and those under an earlier name
@@ -96,6 +98,8 @@ class Partition:
             if change.unseen and self.reporter is not None:
                 self.reporter(conflicts.of_unseen(record, after, change))
         self._keep(record, after, actor, n)
+        if self.strays is not None:
+            self.strays.note_change(self.number, actor, n, change)
         self.vector[actor] = n
         return after
 
@@ -206,6 +210,8 @@ class Partition:
                     self._keep(record, after, actor, n)
             elif not within(record.version, delta.deps):
                 self._report(delta, n, change, record, None)
+            if self.strays is not None:
+                self.strays.note_change(self.number, actor, n, change)
             self.vector[actor] = n
         self.clock.observe(delta.changes[-1].time)  # an actor's times rise
 
@@ -267,6 +273,8 @@ class Partition:
             self.clock.observe(merged.updated)
             self._count(mine, merged)
             self.records.put(self.number, merged)
+            if self.strays is not None:
+                self.strays.note_record(self.number, merged)
             if self.watcher is not None:
                 self.watcher(self.number, mine, merged, "", 0)
         self._promised = join(self._promised, upto or {})

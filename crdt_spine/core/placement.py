@@ -5,17 +5,21 @@ index inserts local. The digits alone say its partition, whichever strategy chos
 Either way there are sixteen bits, and the partition is bits * partitions >> 16: partitions are equal ranges of bits,
 as even as 65,536 can be cut. An own id that looks generated is read as one, by everybody.
 
-Replicas are the ring's: it decides where data lies, so a node that comes or goes moves little. Who of a partition's
-replicas coordinates it is decided afterwards (`balanced`), because that costs no data to change.
+Where the replicas of a new cluster lie is the ring's word, as far as that is even (`placed`); from then on the register
+of the membership has it, and little moves when a node comes or goes (rebalancing.py). Who of a partition's replicas
+coordinates it is decided afterwards (`balanced`), because that costs no data to change.
+Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads" (2016): who is full is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
+from crdt_spine.core.evenness import even_out
+from crdt_spine.core.rebalancing import Shares
 from crdt_spine.core.ring import ConsistentHashRing
 from crdt_spine.limits import HASHED_KEYS_REMEMBERED_MAX
 
@@ -74,21 +78,63 @@ def replicas_of(partition: int, ring: ConsistentHashRing, factor: int, zones: Ma
     return chosen
 
 
-def balanced(replicas: Mapping[int, list[str]]) -> dict[int, tuple[str, ...]]:
-    """The same replicas, the preferred coordinator first: every node is that for about as many partitions.
-
-    The ring's owners alone are too uneven with few nodes: 17, 22 and 25 of 64 partitions with three. In the order of
-    partitions, each takes the one of its replicas that coordinates the fewest so far, ties going to the ring's order.
-    A node that comes or goes moves preferences, never any data.
-    """
+def placed(partitions: int, nodes: Iterable[str], factor: int, zones: Mapping[str, str | None]) -> dict[int, list[str]]:
+    """Who holds each partition of a new cluster: `replicas_of`, but a node that has its share already is passed over
+    where that costs no zone; then what is left uneven is evened out. Raises InvalidInput: no nodes."""
+    ring = ConsistentHashRing(sorted(set(nodes)))
+    factor = min(factor, len(ring.nodes))
+    share_max = -(-partitions * factor // max(1, len(ring.nodes)))
     load: Counter[str] = Counter()
-    ordered: dict[int, tuple[str, ...]] = {}
-    for partition in sorted(replicas):
-        nodes = replicas[partition]
-        first = min(nodes, key=lambda node: (load[node], nodes.index(node)))
-        load[first] += 1
-        ordered[partition] = (first, *[node for node in nodes if node != first])
-    return ordered
+    replicas: dict[int, list[str]] = {}
+    for number in range(partitions):
+        walk = ring.get_replica_nodes(f"partition-{number}", len(ring.nodes))
+        used: Counter[str] = Counter()
+        for _ in range(factor):
+            fewest = min(used[_zone(node, zones)] for node in walk)
+            free = [node for node in walk if used[_zone(node, zones)] == fewest]
+            node = next((node for node in free if load[node] < share_max), min(free, key=load.__getitem__))
+            walk.remove(node)
+            replicas.setdefault(number, []).append(node)
+            used[_zone(node, zones)] += 1
+            load[node] += 1
+    moves = True
+    while moves:  # one replica a partition and round
+        shares = Shares(replicas, ring, zones)
+        shares.even_out(replicas)
+        moves = bool(shares.moves)
+        for number, move in shares.moves.items():
+            replicas[number] = [str(move.to) if node == move.frm else node for node in replicas[number]]
+    return replicas
+
+
+def balanced(replicas: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...]]:
+    """The same replicas, the preferred coordinator first: every node is that for as many partitions as the others, or
+    one fewer, where that can be.
+
+    Each partition begins with the one of its replicas that a hash of both says (Thaler, Ravishankar, "A name-based
+    mapping scheme for rendezvous" (1996)), whatever the others do; then as few as can be change to even it out. So a
+    partition whose replicas change takes few others along. A preference that moves costs no data.
+    """
+    weight = {(number, node): _weight(number, node) for number, nodes in replicas.items() for node in nodes}
+    first = {number: min(nodes, key=lambda node: weight[number, node]) for number, nodes in sorted(replicas.items())}
+    load = Counter(first.values())
+    load.update(dict.fromkeys((node for nodes in replicas.values() for node in nodes), 0))
+
+    def find(frm: str, to: str, used: Collection[int]) -> int | None:
+        can = (number for number, node in first.items() if node == frm and to in replicas[number])
+        return min((number for number in can if number not in used), key=lambda n: weight[n, to], default=None)
+
+    def shift(number: int, frm: str, to: str) -> None:
+        first[number] = to
+        load[frm] -= 1
+        load[to] += 1
+
+    even_out(load, find, shift)
+    return {number: (node, *[other for other in replicas[number] if other != node]) for number, node in first.items()}
+
+
+def _weight(number: int, node: str) -> bytes:
+    return hashlib.sha256(f"partition-{number} {node}".encode()).digest()
 
 
 def _zone(node: str, zones: Mapping[str, str | None]) -> str:

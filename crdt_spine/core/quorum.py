@@ -43,6 +43,10 @@ class Quorum:
         """All writes that wait."""
         return [waiting for chain in self._chains.values() for waiting in chain]
 
+    def has(self, replica: str, actor: str, n: int) -> bool:
+        """Is a replica known to have the change?"""
+        return self.durable.get(replica, {}).get(actor, 0) >= n
+
     def confirmed(self, actor: str, n: int) -> int:
         """How many replicas that count have the change."""
         return sum(reached.get(actor, 0) >= n for name, reached in self.durable.items() if name not in self.muted)

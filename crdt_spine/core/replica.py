@@ -34,7 +34,8 @@ from crdt_spine.core.open_documents import OpenDocuments
 from crdt_spine.core.partition import Historian, Partition, Records, Reporter, latest_time
 from crdt_spine.core.quorum import Quorum, Waiting
 from crdt_spine.core.record import Record, completes
-from crdt_spine.core.retirement import Retirement
+from crdt_spine.core.retirement import Retirement, disk_node
+from crdt_spine.core.strays import OwnStrays
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
@@ -118,6 +119,7 @@ class Replica:
         self.documents = OpenDocuments()
         self.operations: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
         self.actors: dict[str, str] = {}  # other nodes' names of now
+        self.members: frozenset[str] | None = None  # the nodes of the cluster; None: whoever sends something
         self.retirement = retirement or Retirement(node, (), actor, float("inf"))
         self._turn = self._new_turn()
         self._touched: set[int] = set()
@@ -127,12 +129,19 @@ class Replica:
         self._watched = False
         self._reporter: Reporter | None = None
         self._historian: Historian | None = None
+        self.strays: OwnStrays | None = None
 
     def watch(self, on: bool) -> None:
         """Collect events for feeds, or stop."""
         self._watched = on
         for partition in self.partitions.values():
             partition.watcher = self._event if on else None
+
+    def note_strays(self, strays: OwnStrays) -> None:
+        """Tell `strays` of what lies elsewhere than its placement key says (core/strays.py)."""
+        self.strays = strays
+        for partition in self.partitions.values():
+            partition.strays = strays
 
     def report_to(self, reporter: Reporter, historian: Historian) -> None:
         """Tell `reporter` of values that were lost to concurrent writes, as they are found, and `historian` of what the
@@ -169,12 +178,16 @@ class Replica:
             self.partitions[number].watcher = self._event if self._watched else None
             self.partitions[number].reporter = self._reporter
             self.partitions[number].historian = self._historian
+            self.partitions[number].strays = self.strays
             self.quorums[number], self.durable[number] = Quorum(), {}
         for number, others in peers.items():
             for changed in set(others) ^ set(self.peers.get(number, ())):
                 self.quorums[number].forget(changed)
                 self.partitions[number].unhear(changed)
             mute = muted.get(number, frozenset())
+            for node in (set(self.peers.get(number, ())) - set(others)) | (mute - self.quorums[number].muted):
+                # What of it waits for more may wait for ever, if it is dead; what anybody has of it, a sync brings.
+                self.partitions[number].forget_waiting_of(self._held_of(self.partitions[number], node))
             self.counting[number] = 1 + sum(other not in mute for other in others)
             done += self.quorums[number].mute(mute)
         self.peers, self._closed = peers, frozenset()
@@ -269,6 +282,11 @@ class Replica:
             raise codec.Garbled("records are stamped ahead of this node's clock")
         if not all(completes(self.records.get(record.id), record, partition.vector) for record in records):
             raise codec.Incomplete("a part of a document is of no use here: what it builds on is missing")
+        if page.strays is not None and self.strays is not None:
+            try:
+                self.strays.unite(page.partition, *page.strays)
+            except ValueError as error:
+                raise codec.Garbled(str(error)) from error
         partition.merge_records(records, page.upto)
         if page.whole:
             partition.drop_absent({record.id for record in records}, page.upto, page.after, page.next)
@@ -350,8 +368,18 @@ class Replica:
             for number, partition in self.partitions.items():
                 self.quorums[number].forget(node)
                 partition.unhear(node)
-                held = [actor for actor in partition.waiting if node_of(actor) == (self.retirement.region, node)]
-                partition.forget_waiting_of(held)
+                partition.forget_waiting_of(self._held_of(partition, node))
+
+    def _held_of(self, partition: Partition, node: str) -> list[str]:
+        """The actors of a node of which changes are held back."""
+        return [actor for actor in partition.waiting if node_of(actor) == (self.retirement.region, node)]
+
+    def may_pull(self, number: int, disk: str) -> bool:
+        """May who has this disk be given a page of a partition? Not a node of the region that has no seat in it any
+        more, and does not know that yet: tombstones are dropped here without waiting for it, so it would find nothing
+        of what they deleted, and a vector that says that it has the deletion."""
+        region, node = disk_node(disk)
+        return region != self.retirement.region or node in self.peers[number]
 
     def judge(self, page: SyncPage, have: Vector) -> Literal["useful", "not believed", "incomplete", "too late"]:
         """A page of a sync that was asked for since `have`. It is not believed where its source never saw what was
@@ -405,6 +433,19 @@ class Replica:
             if number in self.partitions
         )
         return made or had
+
+    def counting_peers(self, number: int) -> list[str]:
+        """The other replicas of a partition that count for a quorum."""
+        muted = self.quorums[number].muted
+        return [node for node in self.peers[number] if node not in muted]
+
+    def unconfirmed(self, number: int, waiting: Waiting) -> tuple[str, ...]:
+        """The replicas that are not known to have a change durably."""
+        quorum = self.quorums.get(number)
+        if quorum is None:
+            return ()
+        replicas = (self.node, *self.counting_peers(number))
+        return tuple(sorted(node for node in replicas if not quorum.has(node, waiting.actor, waiting.n)))
 
     def expire(self, now: int) -> list[tuple[Waiting, int]]:
         """Writes that did not get their quorum in time, with how many replicas have them."""
@@ -493,9 +534,14 @@ class Replica:
     # -- within -----------------------------------------------------------------------------------------------------
 
     def _refuses(self, delta: Delta) -> bool:
-        """Does a delta come from a retired disk, or from one that never saw what was forgotten here?"""
+        """Does a delta come from a retired disk, from one that never saw what was forgotten here, or from a node that
+        was taken out of the cluster? What that had when it was, syncs bring."""
         if self.retirement.refuses(delta.actor):
             return True
+        if self.members is not None:
+            region, node = node_of(delta.actor)
+            if region == self.retirement.region and node not in self.members and node != self.node:
+                return True
         partition = self.partitions[delta.partition]
         if not partition.forgotten or delta.first + len(delta.changes) - 1 <= partition.vector.get(delta.actor, 0):
             return False

@@ -76,6 +76,15 @@ class Retirement:
         self.serving: set[str] = set()  # other nodes that served when they were last heard
         self._said: dict[str, Mapping[str, int]] = {}  # node -> of whom it has not heard for how many seconds
 
+    def change_nodes(self, nodes: Collection[str]) -> None:
+        """The cluster has these nodes from now on. Of who left nobody waits for a word any more."""
+        self.others = tuple(sorted(set(nodes) - {self.node}))
+        self.majority = (1 + len(self.others)) // 2 + 1
+        self.silent = {node: self.silent.get(node, 0.0) for node in self.others}
+        self.disks = {node: disk for node, disk in self.disks.items() if node in self.silent}
+        self.serving &= self.silent.keys()
+        self._said = {node: said for node, said in self._said.items() if node in self.silent}
+
     # -- hearing ----------------------------------------------------------------------------------------------------
 
     def tick(self, seconds: float) -> None:

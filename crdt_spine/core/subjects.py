@@ -13,10 +13,13 @@ class Subjects:
     def __init__(self, cluster: str) -> None:
         self.prefix = f"spine.{cluster}"
         self.deltas = f"{self.prefix}.delta.*"
-        self.gossips = f"{self.prefix}.gossip.*"
+        self.all_vectors = f"{self.prefix}.vectors.*"
 
     def delta(self, partition: int) -> str:
         return f"{self.prefix}.delta.{partition}"
+
+    def vectors(self, node: str) -> str:
+        return f"{self.prefix}.vectors.{node}"
 
     def gossip(self, node: str) -> str:
         return f"{self.prefix}.gossip.{node}"
@@ -30,5 +33,14 @@ class Subjects:
     def sync(self, node: str) -> str:
         return f"{self.prefix}.node.{node}.sync"
 
+    def record(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.record"
+
+    def strays(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.strays"
+
     def feed(self, node: str) -> str:
         return f"{self.prefix}.node.{node}.feed"
+
+    def claim(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.claim"

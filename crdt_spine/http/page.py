@@ -15,6 +15,7 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1rem; margin: 2rem 0 .5rem }
 table { border-collapse: collapse; width: 100% } th { text-align: left; font-weight: normal; color: var(--dim) }
 th, td { padding: .2rem 1rem .2rem 0; border-bottom: 1px solid color-mix(in srgb, var(--dim) 30%, transparent) }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } p, footer { color: var(--dim) }
+progress { width: 100%; accent-color: var(--good) }
 .up { color: var(--good) } .starting, .stopping, .full { color: var(--middling) } .away { color: var(--bad) }
 """
 
@@ -26,6 +27,8 @@ def page_of(report: Mapping[str, Any], urls: Mapping[str, str]) -> str:
         f"<h1>{escape(id)} <span class={_quoted(state)}>● {escape(state)}</span></h1>",
         f"<p>{escape(_subtitle(report))}</p>",
         _facts(report),
+        _change(report.get("cluster")),
+        _repairs(report),
         _peers(report.get("peers", {}), {node: url for node, url in urls.items() if node != id}),
         '<footer><p>For programs: <a href="/health">/health</a>, <a href="/status">/status</a>.'
         f" This page asks again every {REFRESH_SECONDS} s.</p></footer>",
@@ -52,7 +55,9 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows = [
         (name, f"{report[key]:,}")
         for name, key in (
-            ("memories", "memories"), ("deleted, still remembered", "tombstones"), ("partitions", "partitions"),
+            ("memories", "memories"), ("bytes of their records", "bytes"),
+            ("operations of agents a second", "operations_per_second"),
+            ("deleted, still remembered", "tombstones"), ("partitions", "partitions"),
             ("not in the tables yet", "unflushed"), ("changes that wait for others", "waiting_changes"),
             ("writes that wait for a quorum", "waiting_writes"), ("subscriptions", "feeds"),
             ("writes without a quorum so far", "quorum_failures"), ("messages refused so far", "messages_refused"),
@@ -65,6 +70,36 @@ def _facts(report: Mapping[str, Any]) -> str:
             1, ("lag behind its peers", f"{changes:,} changes, {seconds:.1f} s" if changes or seconds else "none")
         )
     return _table([f"<th>{escape(name)}</th><td>{escape(value)}</td>" for name, value in rows])
+
+
+def _change(cluster: Mapping[str, Any] | None) -> str:
+    """The change of the cluster's nodes that is under way."""
+    change = None if cluster is None else cluster.get("change")
+    if not change:
+        return ""
+    waits = ", ".join(map(str, change["waits_for"]))
+    rows = [
+        ("what", str(change.get("what", change["kind"]))),
+        ("moved", f"{change['done']:,} of {change['total']:,} replicas, {len(change['moving']):,} under way"),
+        *([("waits for", waits)] if waits else []),
+    ]
+    told = _table([f"<th>{escape(name)}</th><td>{escape(value)}</td>" for name, value in rows])
+    bar = f'<progress max="{max(1, int(change["total"]))}" value="{int(change["done"])}"></progress>'
+    return f"<h2>The cluster changes</h2>\n{bar}\n{told}"
+
+
+def _repairs(report: Mapping[str, Any]) -> str:
+    """What is being pulled from peers, partition by partition."""
+    repairs, waiting = report.get("repairs") or [], report.get("repairs_waiting") or 0
+    rows = [
+        f"<td>partition {int(repair['partition'])}</td><td>from {escape(str(repair['source']))}</td>"
+        f"<td>{repair['records']:,} records of {repair['changes_missing']:,} changes</td>"
+        f"<td>{repair['seconds']:g} s</td>"
+        for repair in repairs
+    ]
+    if waiting:
+        rows.append(f"<td>{waiting:,} more wait</td><td></td><td></td><td></td>")
+    return f"<h2>Repairs</h2>\n{_table(rows)}" if rows else ""
 
 
 def _peers(peers: Mapping[str, Any], urls: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ GATHER_FROM = 3  # changes in the last turn, from which on there is load, and la
 GATHER_SLICE_SECONDS = 0.002  # a commit is put off by as long, again and again, while that brings ...
 GATHER_GROWTH = 0.15  # ... at least this share of what there is: six times where changes come evenly ...
 GATHER_CHANGES_MAX = 64  # ... and there are fewer than this
+SMOOTHING = 1 / 8  # of a new measurement of how long a turn takes
 
 
 class Committer:
@@ -38,11 +40,13 @@ class Committer:
         self.on_settled = on_settled
         self.through = through
         self.full = False
+        self.seconds = 0.0  # that a turn takes to be durable, smoothed
         self.rows: deque[tuple[int, int]] = deque()  # (sequence, operations in it), for pruning
         self._thread = ThreadPoolExecutor(1, "journal")
         self._wake = asyncio.Event()
         self._barriers: list[asyncio.Future[bool]] = []  # for the next turn
         self._reached: list[asyncio.Future[bool]] = []  # for the turn that is being written
+        self._next: list[Callable[[], None]] = []  # what is to be done between two turns, once the open one is durable
         self._committing = False
         self._last_changes = 0
 
@@ -68,6 +72,25 @@ class Committer:
         self._wake.set()
         return await future
 
+    async def between_turns(self, action: Callable[[], None]) -> None:
+        """Do it once everything that has taken effect so far is durable, and at a moment when no turn is being written.
+        What it raises, its caller gets."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def act() -> None:
+            try:
+                action()
+            except Exception as error:
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(None)
+
+        self._next.append(act)
+        self._wake.set()
+        await done
+
     async def run(self) -> None:
         """Commit, until cancelled."""
         while True:
@@ -76,14 +99,19 @@ class Committer:
                 await self._gather()
             self._wake.clear()
             self._reached, self._barriers = self._barriers, []
+            between, self._next = self._next, []
             turn = self.replica.end_turn()
             if not turn.empty:
                 self._committing = True
+                begun = time.monotonic()
                 await self._write(turn)
+                self.seconds += (time.monotonic() - begun - self.seconds) * SMOOTHING
                 self._last_changes = len(turn.records)
                 self.on_settled(turn, self.replica.persisted(turn))
                 self._committing = False
             _release(self._reached, True)
+            for act in between:
+                act()
 
     async def _gather(self) -> None:
         """Let the turn grow while changes come thick: who waits for one of them waits little longer, and each costs

@@ -94,6 +94,7 @@ class Feeds:
         self.committer = committer
         self.transport = transport
         self.now = now
+        self.readable: frozenset[int] | None = None  # what agents may read here; None: all that is held
         self.feeds: dict[str, Feed] = {}
         self._index: defaultdict[tuple[str, str], dict[str, Feed]] = defaultdict(dict)
 
@@ -115,7 +116,8 @@ class Feeds:
 
     def _open(self, command: FeedOpen) -> None:
         held = self.replica.durable
-        missing = [number for number in command.partitions if number not in held]
+        readable = held.keys() if self.readable is None else self.readable
+        missing = [number for number in command.partitions if number not in readable]
         problem = f"partitions {missing} are not held here" if missing else ""
         if len(self.feeds) >= FEEDS_MAX:
             problem = f"this node serves {FEEDS_MAX} feeds already"
@@ -157,6 +159,13 @@ class Feeds:
         for feed in list(self.feeds.values()):
             self.refuse(feed.inbox, feed.id, problem)
             self._close(feed.id)
+
+    def dismiss_from(self, numbers: Collection[int], problem: str) -> None:
+        """The subscribers of these partitions are to go elsewhere."""
+        for feed in list(self.feeds.values()):
+            if not feed.positions.keys().isdisjoint(numbers):
+                self.refuse(feed.inbox, feed.id, problem)
+                self._close(feed.id)
 
     def refuse(self, inbox: str, feed: str, problem: str) -> None:
         """The subscriber is to go elsewhere."""
@@ -219,8 +228,8 @@ class Feeds:
         life = event.after.life.value
         keys = [("", ""), ("agent", life.agent), ("thread", life.thread or "")]
         keys += [("tag", tag) for tag in event.after.tags]
-        if event.before is not None and not event.after.alive:
-            keys += [("tag", tag) for tag in event.before.tags]
+        if not event.after.alive:
+            keys += [("tag", tag) for tag in {*life.tags, *(event.before.tags if event.before is not None else ())}]
         for key in keys:
             if key in self._index:
                 yield from list(self._index[key].values())
@@ -342,7 +351,9 @@ def _kind(event: Event, selection: Selection) -> Kind | None:
             return "stored"
         # A change that lost to a later one (a retry's first attempt, say) is in the version, but nobody can see it.
         return None if same_memory(before, after) else "updated"
-    return "deleted" if was_alive and before is not None and _matches(selection, before) else None
+    if before is None:  # a sync brought it to a node that had missed it; its subscriber may have heard of it elsewhere
+        return "deleted" if _matches(selection, after) else None
+    return "deleted" if was_alive and _matches(selection, before) else None
 
 
 def _kind_since(record: Record, position: Vector, selection: Selection) -> Kind | None:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from crdt_spine.core.clock import at_milliseconds
@@ -28,6 +28,8 @@ FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
 TEXT_RECORDS = 1_000  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
 CHECK_SECONDS = 0.1
+WIPED_AT_ONCE = 1_000  # records of a partition that goes, in one transaction
+WIPED_ROWS_AT_ONCE = 64  # of the history, each with the versions of many memories
 RETRY_SECONDS = 1.0  # while the disk is full
 JOURNAL_SECONDS_MAX = 1.0  # a journal that is full may be waiting for this flush
 
@@ -75,10 +77,13 @@ class Flusher:
                 log.error("the tables can't be written: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def flush(self) -> None:
-        """Bring everything dirty into the tables. Raises StorageFull: it is dirty still."""
+    async def flush(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Bring everything dirty into the tables; before that, do what is to be done `first` while no other flush is
+        under way. Raises StorageFull: it is dirty still."""
         loop = asyncio.get_running_loop()
         async with self._one:
+            if first is not None:
+                await first()
             flush = self.store.begin_flush(self.checkpoint(), at_milliseconds(time.time_ns() // 1_000_000))
             written = False
             try:
@@ -100,6 +105,29 @@ class Flusher:
             self._last = loop.time()
             self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
             await self._prune(flush.checkpoint.through)
+
+    async def note(self, checkpoint: Callable[[Checkpoint], Checkpoint]) -> None:
+        """Write a checkpoint that is the tables' own one, changed, and nothing else: quick, however much is dirty.
+        Raises StorageFull."""
+        async with self._one:
+            changed = checkpoint(self.engine.checkpoint)
+            loop = asyncio.get_running_loop()
+            await asyncio.shield(loop.run_in_executor(self._thread, self.engine.flush, (), (), changed))
+
+    async def wipe(self, partitions: Sequence[int], belongs: Callable[[str], bool]) -> None:
+        """Drop these partitions from the tables, a few records at a time, and their memories (`belongs`) from the
+        history. Raises StorageFull: it is to be done again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self._one:
+                if not await loop.run_in_executor(self._thread, self.engine.wipe, partitions, WIPED_AT_ONCE):
+                    break
+        after: int | None = 0
+        while after is not None:
+            async with self._one:
+                after = await loop.run_in_executor(
+                    self._thread, self.engine.wipe_past, belongs, after, WIPED_ROWS_AT_ONCE
+                )
 
     async def catch_up_text(self) -> None:
         """Everything that was acknowledged before this call can be found by its words afterwards."""

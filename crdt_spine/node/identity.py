@@ -17,17 +17,18 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from crdt_spine.core.replica import Replica, actor_name
 from crdt_spine.node.committer import Committer
-from crdt_spine.node.replication import SYNCS_AT_ONCE, Replication
+from crdt_spine.node.replication import Replication
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS_MAX = 1.5  # how long a starting node waits for every peer's word on what they know of it
 ASK_SECONDS = 0.3  # between two questions in the handshake
+COMPARED_AT_ONCE = 4  # partitions; what they have shown is saved together
 COMPARE_SECONDS_MAX = 20.0  # without a page of any peer: nobody is there to compare with, or all were rolled back
 COMPARE_AGAIN_SECONDS = 0.5  # after an attempt that brought nothing
 SAVE_SECONDS = 5.0  # how much comparing a crash may cost
@@ -88,19 +89,18 @@ class Identity:
     async def handshake(self) -> None:
         """Ask every peer what it knows of this node; take a new name where that is the only safe thing."""
         replication = self.replication
-        peers = {peer for peers in self.replica.peers.values() for peer in peers}
         deadline = time.monotonic() + HANDSHAKE_SECONDS_MAX
-        while not self._may_begin(peers) and time.monotonic() < deadline:
+        while not self._may_begin() and time.monotonic() < deadline:
             replication.announce()
             replication.heard_peer.clear()
             again = min(time.monotonic() + ASK_SECONDS, deadline)
-            while not self._may_begin(peers) and (left := again - time.monotonic()) > 0:
+            while not self._may_begin() and (left := again - time.monotonic()) > 0:
                 try:
                     await asyncio.wait_for(replication.heard_peer.wait(), left)
                 except TimeoutError:
                     break
                 replication.heard_peer.clear()
-        unheard = peers - replication.answered
+        unheard = self._peers - replication.answered
         if replication.expelled.is_set():
             return  # there will be another disk, and a name with it
         if self.blank and replication.replica.retirement.knows_another_disk:
@@ -113,8 +113,12 @@ class Identity:
         elif unheard and not self.blank:
             await self._reincarnate(f"not heard: {', '.join(sorted(unheard))}")
 
-    def _may_begin(self, peers: set[str]) -> bool:
-        return peers <= self.replication.answered or self.replication.expelled.is_set()
+    @property
+    def _peers(self) -> set[str]:
+        return {peer for peers in self.replica.peers.values() for peer in peers}
+
+    def _may_begin(self) -> bool:
+        return self._peers <= self.replication.answered or self.replication.expelled.is_set()
 
     async def run(self) -> None:
         """Compare what is left to be compared, then serve; stop and do it over when a peer turns out to know more of
@@ -143,6 +147,14 @@ class Identity:
         log.warning("%s goes on as %s: %s", old, self.actor, reason)
         self.replication.announce()
 
+    def rename(self) -> None:
+        """Take a new name. It is the caller's to write it to the disk and to tell the replica then."""
+        self.incarnation = _incarnation()
+
+    def leave(self, numbers: Collection[int]) -> None:
+        """These partitions are not held any more: there is nothing to compare."""
+        self.to_compare -= set(numbers)
+
     # -- a disk that can be believed --------------------------------------------------------------------------------
 
     @property
@@ -165,10 +177,11 @@ class Identity:
         left = deque(sorted(self.to_compare))
         started = saved = time.monotonic()
         while left:
-            some = [left.popleft() for _ in range(min(SYNCS_AT_ONCE, len(left)))]
+            some = [left.popleft() for _ in range(min(COMPARED_AT_ONCE, len(left)))]
             compared = await asyncio.gather(*[self._compare_one(number) for number in some])
             self.to_compare -= {number for number, done in zip(some, compared, strict=True) if done}
             left += [number for number, done in zip(some, compared, strict=True) if not done]
+            left = deque(number for number in left if number in self.to_compare)  # others may have been dropped
             now = time.monotonic()
             if left and now - max(started, replication.paged) >= COMPARE_SECONDS_MAX:
                 log.warning(
@@ -189,7 +202,7 @@ class Identity:
         replication.usurped.clear()  # whoever said so meanwhile spoke of the disk as it was
 
     async def _compare_one(self, number: int) -> bool:
-        sources = self.replication.sources(number)
+        sources = self.replication.sources(number) if number in self.replica.partitions else ()
         return bool(sources) and await self.replication.compare(number, random.choice(sources))
 
 

@@ -3,7 +3,10 @@
     service.py      what agents ask           queries.py   pages of memories        feeds.py    subscriptions
     committer.py    journal, fsync            flusher.py   tables, text index       view.py     record -> memory
     replication.py  deltas, acks, repair      identity.py  under which name, and whether the disk may be believed
+    gossip.py       who is alive and well
     reseeding.py    after being away for too long                           past.py     what was
+    seats.py        what the node holds       steward.py   changes of the cluster   register.py where they are decided
+    quorum_reads.py reads that several replicas answer
 
 The rules are in crdt_spine/core; here is only when things happen.
 """
@@ -15,7 +18,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,8 +27,7 @@ from crdt_spine.config import LimitsConfig
 from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import HybridClock, at_milliseconds, milliseconds_of
 from crdt_spine.core.drift import describe
-from crdt_spine.core.layout import Layout
-from crdt_spine.core.membership import founded
+from crdt_spine.core.membership import Member, Membership, to_json
 from crdt_spine.core.messages import (
     Delete,
     Delta,
@@ -47,18 +49,27 @@ from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds
 from crdt_spine.node.flusher import Flusher
+from crdt_spine.node.gossip import Fares, Gossiper
 from crdt_spine.node.identity import Identity
+from crdt_spine.node.metrics import Metrics
 from crdt_spine.node.past import PastReader
 from crdt_spine.node.queries import Queries
+from crdt_spine.node.quorum_reads import QuorumReads
+from crdt_spine.node.register import Register, beginning, saved_in
 from crdt_spine.node.replication import Replication
 from crdt_spine.node.reseeding import Reseeding
-from crdt_spine.node.service import Service
+from crdt_spine.node.seats import Deltas, Seats
+from crdt_spine.node.service import Refusal, Service
+from crdt_spine.node.steward import Steward
+from crdt_spine.node.stray_keeper import StrayKeeper
 from crdt_spine.storage.engine import Checkpoint, Engine, PartitionSummary, StorageFull
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Message, Subscription, Transport
+from crdt_spine.transport.local import LocalCell
 
 log = logging.getLogger(__name__)
 
+CANCEL_SECONDS = 1.0  # before a task that has not ended is told again
 EXPIRED_AT_ONCE = 200
 EXPIRE_SECONDS = 1.0
 SILENCE_SAVED_SECONDS = 10.0  # at most so often, and ...
@@ -81,23 +92,29 @@ class Node:
         *,
         zone: str | None = None,
         limits: LimitsConfig | None = None,
+        register: Register | None = None,
+        membership: Membership | None = None,
     ) -> None:
         self.id = id
         self.hello = hello
         self.engine = engine
         self.transport = transport
-        self.layout = Layout(hello)
         self.started = time.time()
         checkpoint = engine.checkpoint
-        self._check_folder(checkpoint)
-        peers = founded(self.layout.replicas).peers_of(id)
+        check_folder(checkpoint.extra, hello, id)
+        kept = saved_in(checkpoint.extra)
+        newest = membership or kept or beginning(hello)
+        saved = kept or newest
+        self.register = register or Register(LocalCell(to_json(newest)))
+        peers = saved.peers_of(id)
+        self.seats = Seats(id, hello, self.register, saved, newest, checkpoint.extra.get("wiping", ()))
         self.identity = Identity(id, hello.region, checkpoint.extra, self._write_checkpoint, self._on_serving)
         own = limits or LimitsConfig()
         self.store = RecordStore(engine, own.cache_bytes)
         clock = HybridClock(checkpoint.extra.get("clock", 0))
-        quorum = min(hello.write_quorum, hello.factor, len(hello.nodes))
+        quorum = min(hello.write_quorum, hello.factor)
         # Where each partition is on one node alone, nobody waits for anybody, and nobody could be reseeded.
-        nodes = [node.id for node in hello.nodes] if min(hello.factor, len(hello.nodes)) > 1 else [id]
+        nodes = saved.nodes if hello.factor > 1 else [id]
         retirement = Retirement(id, nodes, self.identity.disk, own.replica_retirement)
         retirement.restore(checkpoint.extra)
         self.replica = Replica(
@@ -118,22 +135,52 @@ class Node:
         self.subjects = Subjects(hello.cluster)
         self.replication = Replication(
             id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done,
-            None if limits is None else limits.tombstone_seconds,
+            self._operations, None if limits is None else limits.tombstone_seconds,
         )  # fmt: skip
         self.identity.connect(self.replica, self.replication, self.committer)
         self.reseeding = Reseeding(
             self.replication, self.store, self.committer, engine, self._write_checkpoint, self._on_serving
         )
         self.feeds = Feeds(self.replica, self.store, self.committer, transport, time.monotonic)
+        self.quorum_reads = QuorumReads(
+            self.replica, self.store, self.committer, transport, self.subjects, hello.partitions,
+            self.replication.alive, lambda: self.replication.believed,
+        )  # fmt: skip
+        self.strays: StrayKeeper | None = None
+        if hello.placement != "hash":
+            self.strays = StrayKeeper(
+                id, hello.placement, hello.partitions, self.replica.durable, transport, self.subjects,
+                lambda: self.seats.layout.replicas,
+            )  # fmt: skip
+            self.strays.restore(checkpoint)
+            self.replica.note_strays(self.strays.own)
+            self.replication.strays = self.strays
         self.service = Service(
             id, self.replica, self.store, self.committer, self.queries, self.past, transport, hello.partitions,
-            self._may_write, self.status,
+            self._may_write, self.status, self.quorum_reads, hello.read_quorum, self.strays,
         )  # fmt: skip
+        self.deltas = Deltas(hello.partitions, self._listen_to_deltas)
+        self.seats.connect(
+            self.replica, self.store, self.committer, self.flusher, self.identity, self.replication, self.feeds,
+            self.service, self.deltas, self._done, self._on_serving,
+        )  # fmt: skip
+        self.replication.seated = self.seats.hear
+        self.replication.renaming = lambda: self.identity.actor != self.replica.actor
+        self.steward = Steward(self.seats, self.register, self.replication)
+        self.replication.on_pulled = self.steward.pulled
+        if register is not None:
+            self.service.reshape = self.steward.propose
+        self.service.pulled = self.replication.is_pulled
+        self.metrics = Metrics(self.replica, self.replication, engine, self.service.load)
+        self.health = Gossiper(id, zone, transport, self.subjects, lambda: self.seats.seen.nodes, self._fares)
+        self.gossips = register is not None  # an embedded node is alone
+        self.service.down = lambda: self.health.away
         self.refused_feeds = 0
-        self._peered = any(peers.values())
-        self._reachable, self._reachable_at = 1, 0
+        self._reachable: set[str] = set()
+        self._reachable_at = 0
         self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._joining: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] | None = None
 
     # -- coming up and going down -----------------------------------------------------------------------------------
@@ -145,23 +192,26 @@ class Node:
         self._recover()
         self._run(self.committer.run())
         await self.identity.begin()
+        await self.seats.begin()
         subjects = self.subjects
         await self._listen(subjects.ack(self.id), self.replication.take_ack)
         await self._listen(subjects.sync(self.id), self.replication.take_request)
-        await self._listen(subjects.gossips, self.replication.take_announcement)
-        if len(self.replica.partitions) == self.hello.partitions:
-            await self._listen(subjects.deltas, self.replication.take_delta)
-        else:
-            for number in self.replica.partitions:
-                await self._listen(subjects.delta(number), self.replication.take_delta)
+        await self._listen(subjects.all_vectors, self.replication.take_announcement)
+        await self.deltas.hold(self.replica.partitions)
         if self.replica.retirement.expelled:
             self.replication.expelled.set()
+        if self.gossips:
+            await self._listen(subjects.gossip(self.id), self.health.take)
+            self._run(self.health.run())
         self._run(self.replication.run())
         self._run(self.flusher.run())
         await self.identity.handshake()
         self.service.closed = self.identity.problem or self.reseeding.problem
         self._run(self.feeds.run())
         self._run(self._expire())
+        await self._listen(subjects.record(self.id), self.quorum_reads.take)
+        if self.strays is not None:
+            await self._listen(subjects.strays(self.id), self.strays.take)
         await self._listen(subjects.rpc(self.id), self.service.take)
         await self._listen(subjects.feed(self.id), self._take_feed)
         await self._listen(DISCOVERY_SUBJECT, self._introduce)
@@ -170,24 +220,40 @@ class Node:
         self._run(self.identity.run())
         self._run(self.reseeding.run())
         self._run(self._save_silence())
+        self._run(self.seats.run())
+        self._run(self.seats.wipe())
+        self._run(self.steward.run())
+
+    def join(self, member: Member) -> None:
+        """Become a node of the cluster, as soon as that can be: it is not one yet."""
+        self._joining = asyncio.get_running_loop().create_task(self.steward.join(member))
+        self._joining.add_done_callback(_joined)
 
     async def stop(self) -> None:
         """Take no more, make everything durable, leave nothing running."""
         self.replication.state = "stopping"
         with contextlib.suppress(Exception):
             self.replication.announce()
+            self.health.stop()
+        await self.deltas.close()
         for subscription in self._subscriptions:
             with contextlib.suppress(Exception):
                 await subscription.cancel()
         self.feeds.close()
         self.replication.close()
         self.service.close()
+        self.quorum_reads.close()
+        if self.strays is not None:
+            self.strays.close()
         if self._tasks and not self._tasks[0].done():
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.committer.barrier(), 2)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        tasks = pending = {*self._tasks, *filter(None, (self._joining,))}
+        while pending:  # a request that is answered just then swallows the first cancellation (asyncio.wait_for)
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(Exception):
             await self.flusher.flush()
         self.queries.close()
@@ -213,21 +279,16 @@ class Node:
         if rows:
             log.info("replayed %d journal rows", rows)
 
-    def _check_folder(self, checkpoint: Checkpoint) -> None:
-        extra: dict[str, Any] = checkpoint.extra
-        here = {
-            "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
-            "partitions": self.hello.partitions,
-        }  # fmt: skip
-        for key, value in here.items():
-            if extra.get(key, value) != value:
-                raise ConfigError(
-                    f"this data folder belongs to {key} {extra[key]!r}, the configuration says {value!r}; "
-                    "give the node its own folder, or the folder its own configuration"
-                )
-
     async def _listen(self, subject: str, handler: Callable[[Message], Awaitable[None] | None]) -> None:
         self._subscriptions.append(await self.transport.subscribe(subject, handler))
+
+    async def _listen_to_deltas(self, number: int | None) -> Subscription:
+        subject = self.subjects.deltas if number is None else self.subjects.delta(number)
+        return await self.transport.subscribe(subject, self.replication.take_delta)
+
+    @property
+    def _peered(self) -> bool:
+        return any(self.replica.peers.values())
 
     def _run(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -252,7 +313,8 @@ class Node:
             extra={
                 "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
                 "partitions": self.hello.partitions, "clock": self.replica.clock.highest, **self.identity.saved,
-                **self.replica.retirement.saved,
+                **self.replica.retirement.saved, **self.seats.saved,
+                **({} if self.strays is None else self.strays.saved),
             },
         )  # fmt: skip
 
@@ -301,21 +363,32 @@ class Node:
         if done:
             self.service.done(done)
 
-    def _may_write(self, acks: int, now: int) -> str:
-        """Why a write that needs that many replicas can't be taken at `now` (milliseconds); empty: it can."""
+    def _may_write(self, number: int, acks: int, now: int) -> Refusal | None:
+        """Why a write of this partition that needs that many replicas can't be taken at `now` (milliseconds); None: it
+        can."""
         ahead = self.replication.clock_ahead
         if ahead:
-            return f"the clock of node {self.id} is {describe(ahead)}"
+            return Refusal(f"the clock of node {self.id} is {describe(ahead)}")
         if self._peered and (stamps := self._stamps_ahead(now)):
-            return f"the stamps of node {self.id} are {stamps / 1000:.1f} s ahead of its clock, as that was wrong"
-        needed = min(acks or self.replica.write_quorum, len(self.hello.nodes))
+            return Refusal(
+                f"the stamps of node {self.id} are {stamps / 1000:.1f} s ahead of its clock, as that was wrong"
+            )
+        needed = min(acks or self.replica.write_quorum, self.replica.counting[number])
         if needed <= 1:
-            return ""
-        if abs(now - self._reachable_at) > REACHABLE_MILLISECONDS:  # asked for each write
+            return None
+        if abs(now - self._reachable_at) > REACHABLE_MILLISECONDS:
             self._reachable, self._reachable_at = self.replication.reachable(), now
-        if self._reachable >= needed:
-            return ""
-        return f"quorum: node {self.id} reaches {self._reachable} of the {needed} replicas that the write needs"
+        if self._reachable.issuperset(self.replica.peers[number]):
+            return None  # mostly; asked for each write
+        others = self.replica.counting_peers(number)
+        missing = tuple(sorted(node for node in others if node not in self._reachable))
+        reached = 1 + len(others) - len(missing)
+        if reached >= needed:
+            return None
+        return Refusal(
+            f"quorum: node {self.id} reaches {reached} of the {needed} replicas that the write needs, not "
+            f"{', '.join(missing)}", reached, needed, missing,
+        )  # fmt: skip
 
     def _stamps_ahead(self, now: int) -> int:
         """By how many milliseconds the next stamp would be further ahead than peers take it (rule 10): the clock was
@@ -334,9 +407,18 @@ class Node:
         else:
             self.feeds.command(command, message.reply)
 
+    def _fares(self) -> Fares:
+        return Fares(
+            state=self.state, operations=self._operations(), waiting=self.service.waiting,
+            commit_seconds=self.committer.seconds, epoch=self.seats.epoch, turn=self.committer.through,
+            vectors=self.replica.durable,
+        )  # fmt: skip
+
     def _introduce(self, message: Message) -> None:
         if message.reply:
-            hello = msgspec.structs.replace(self.hello, node=self.id, state=self.state)
+            hello = msgspec.structs.replace(
+                self.seats.hello, node=self.id, state=self.state, now=_now(), down=self.health.away
+            )
             self.transport.send(message.reply, encode(hello))
 
     async def _expire(self) -> None:
@@ -345,6 +427,7 @@ class Node:
         expired = 0.0
         while True:
             await asyncio.sleep(0.25)
+            self.service.load.look()
             self.service.failed(self.replica.expire(_now()))
             self.service.settled()
             mute = self.committer.full or self.service.closed or self.replication.clock_ahead
@@ -355,9 +438,10 @@ class Node:
             present = {self.id} | self.replication.alive()
             for id in self._expired():
                 record = self.store.get(id)
-                number = self.layout.partition_of(id)
-                replicas = self.layout.replicas[number]
-                mine = self.id in replicas and next(node for node in replicas if node in present) == self.id
+                number = self.seats.layout.partition_of(id)
+                replicas = self.seats.layout.replicas[number]
+                first = next((node for node in replicas if node in present), "")
+                mine = first == self.id and number in self.service.writable
                 if mine and record is not None and record.alive and record.expired(at_milliseconds(_now())):
                     with contextlib.suppress(Refused):
                         self.replica.delete_expired(number, Delete(i=0, id=id), _now())
@@ -383,7 +467,9 @@ class Node:
             clock = (
                 f"its clock was wrong, and its stamps are {stamps / 1000:.1f} s ahead: it takes no writes until then"
             )
-        return "; ".join(filter(None, (self.reseeding.problem, self.identity.problem, clock))) or None
+        double = self.replication.double
+        twice = f"another process announces as this node, under the name {double}: stop one of them" if double else ""
+        return "; ".join(filter(None, (self.reseeding.problem, self.identity.problem, clock, twice))) or None
 
     def _collection(self) -> dict[str, Any]:
         """How old the oldest tombstone is (by those in the tables; others are younger), for which replicas tombstones
@@ -422,6 +508,7 @@ class Node:
             if node in alive
         }
         refused = self.service.counts["refused"] + replication.counts["refused"] + self.refused_feeds
+        refused += self.quorum_reads.counts["records_refused"] + self.health.counts["refused"]
         pages, pages_read = self.engine.pages()
         report = {
             "id": self.id,
@@ -439,6 +526,9 @@ class Node:
             **self._collection(),
             "replication_lag_seconds": replication.lag_seconds(),
             "replication_lag_changes": max(behind.values(), default=0),
+            **self.metrics.report(),
+            "cluster": self.steward.report(),
+            "gossip": self.health.report() if self.gossips else None,
             "peers": {
                 node: {"alive": node in alive, "state": peer.announcement.state, "lag_changes": peer.lag}
                 for node, peer in replication.peers.items()
@@ -454,12 +544,34 @@ class Node:
                 "reads": self.service.reads,
                 **self.service.counts,
                 **replication.counts,
+                **self.quorum_reads.counts,
+                **({} if self.strays is None else self.strays.counts),
                 "retired_refused": self.replica.retirement.refused.total(),
                 "tables_pages": pages,
                 "since_pages_read": pages_read,
+                "sync_pages_sent": replication.giving.pages,
+                "sync_seconds_giving": round(replication.giving.seconds, 3),
+                "sync_pages_taken": replication.taking.pages,
+                "sync_seconds_taking": round(replication.taking.seconds, 3),
             },
         }
         return msgspec.Raw(encode(report))
+
+
+def _joined(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("this node could not join the cluster", exc_info=task.exception())
+
+
+def check_folder(extra: Mapping[str, Any], hello: Hello, node: str) -> None:
+    """Raises ConfigError where a checkpoint's `extra` is another cluster's, or another node's."""
+    here = {"cluster": hello.cluster, "region": hello.region, "node": node, "partitions": hello.partitions}
+    for key, value in here.items():
+        if extra.get(key, value) != value:
+            raise ConfigError(
+                f"this data folder belongs to {key} {extra[key]!r}, the configuration says {value!r}; "
+                "give the node its own folder, or the folder its own configuration"
+            )
 
 
 def _now() -> int:

@@ -10,19 +10,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from crdt_spine.config import ClusterConfig, LimitsConfig, load
+from crdt_spine.config import ClusterConfig, NodeConfig, load
+from crdt_spine.core.membership import Member, Membership
 from crdt_spine.core.messages import Hello, NodeInfo
+from crdt_spine.core.subjects import Subjects
 from crdt_spine.errors import ConfigError, ConnectionFailed
 from crdt_spine.http.address import listen, url_of
 from crdt_spine.http.listener import Listener
 from crdt_spine.http.pages import Pages
-from crdt_spine.node.node import Node
+from crdt_spine.node.agreement import agree
+from crdt_spine.node.claim import NodeClaim
+from crdt_spine.node.node import Node, check_folder
+from crdt_spine.node.register import KEY, Register, beginning, bucket_of, entered, saved_in
 from crdt_spine.node.reseeding import Retired
+from crdt_spine.node.seats import Removed
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
 from crdt_spine.transport.nats import NatsTransport
@@ -46,7 +52,6 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
         hello = hello_of(cluster, id)
         me = next(node for node in cluster.nodes if node.id == id)
         sockets = listen(me.host, me.port, f"give node {id} another port in {config}")  # before anything is written
-        urls = {node.id: url_of(node.host, node.port) for node in cluster.nodes}
         data.parent.mkdir(parents=True, exist_ok=True)
         engine = SqliteEngine.open(data)
         try:
@@ -56,7 +61,7 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
         except ImportError:
             runner = asyncio.Runner()
         with runner:
-            return runner.run(_serve(hello, id, data, engine, server, sockets, urls, cluster.limits))
+            return runner.run(_serve(_Start(cluster, config, me, hello, data, server), engine, sockets))
     except (ConfigError, StorageFull, StorageUnusable, OSError) as error:
         print(f"node {id}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
@@ -72,10 +77,11 @@ def hello_of(config: ClusterConfig, id: str) -> Hello:
         region=config.region,
         node=id,
         state="starting",
-        nodes=[NodeInfo(id=node.id, zone=node.zone) for node in config.nodes],
+        nodes=[NodeInfo(id=node.id, zone=node.zone, host=node.host, port=node.port) for node in config.nodes],
         partitions=config.partitions,
         factor=config.replication.factor,
         write_quorum=config.replication.write_quorum,
+        read_quorum=config.replication.read_quorum,
         placement=config.placement,
         default_level=config.consistency.default,
         overrides=[(tuple(override.tags), override.model) for override in config.consistency.overrides],
@@ -99,46 +105,66 @@ class _Front:
         return msgspec.json.encode({"id": self._id, "state": self.state(), "zone": self._zone, "pid": os.getpid()})
 
 
-async def _serve(
-    hello: Hello,
-    id: str,
-    data: Path,
-    engine: SqliteEngine,
-    server: str,
-    sockets: Sequence[socket.socket],
-    urls: Mapping[str, str],
-    limits: LimitsConfig,
-) -> int:
+class _Start(msgspec.Struct, frozen=True):
+    """What a node was told when it was started."""
+
+    cluster: ClusterConfig
+    file: Path
+    me: NodeConfig
+    hello: Hello
+    data: Path
+    server: str
+
+
+async def _serve(start: _Start, engine: SqliteEngine, sockets: Sequence[socket.socket]) -> int:
     """Answer over HTTP from here on, also while the broker is not there and the node recovers."""
-    front = _Front(id, next(node.zone for node in hello.nodes if node.id == id))
+    id = start.me.id
+    front = _Front(id, start.me.zone)
+    urls = {node.id: url_of(node.host, node.port) for node in start.cluster.nodes}
     listener = Listener(sockets, Pages(id, front.state, front.report, urls).answer)
     await listener.start()
     try:
         log.info("node %s shows its state at %s", id, urls[id])
-        while (code := await _serve_node(hello, id, engine, server, front, limits)) is None:
+        while (code := await _serve_node(start, engine, front, urls)) is None:
             front.node = None
-            engine = SqliteEngine.open(data)
+            engine = SqliteEngine.open(start.data)
         return code
     finally:
         listener.close()
 
 
-async def _serve_node(
-    hello: Hello, id: str, engine: SqliteEngine, server: str, front: _Front, limits: LimitsConfig
-) -> int | None:
+async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: dict[str, str]) -> int | None:
     """The exit code, or None: the node was retired, and a new one is to begin on the folder, which is empty now."""
+    id, hello = start.me.id, start.hello
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    transport = await NatsTransport.connect(server, f"spine node {id}", BROKER_SECONDS_MAX)
-    zone = next(node.zone for node in hello.nodes if node.id == id)
-    front.node = node = Node(id, hello, engine, transport, zone=zone, limits=limits)
+    transport = await NatsTransport.connect(start.server, f"spine node {id}", BROKER_SECONDS_MAX)
+    claim = NodeClaim(transport, Subjects(hello.cluster), id)
+    try:
+        check_folder(engine.checkpoint.extra, hello, id)
+        await claim.take()
+        register, membership = await _entered(start, engine, transport)
+        node = Node(
+            id, hello, engine, transport, zone=start.me.zone, limits=start.cluster.limits, register=register,
+            membership=membership,
+        )  # fmt: skip
+    except BaseException:
+        await claim.release()
+        await transport.close()
+        raise
+    front.node = node
+    node.seats.on_change.append(lambda: _show_addresses(node, urls))
+    _show_addresses(node, urls)
     stopping = asyncio.create_task(stop.wait())
     closed = asyncio.create_task(transport.closed.wait())
     try:
         await node.start()
         print(f"ready {id}", flush=True)
+        if not node.seats.is_member:
+            me = start.me
+            node.join(Member(host=me.host, port=me.port, zone=me.zone, role=me.role))
         assert node.failed is not None
         await asyncio.wait((stopping, closed, node.failed), return_when=asyncio.FIRST_COMPLETED)
         if closed.done():
@@ -147,12 +173,37 @@ async def _serve_node(
         if node.failed.done() and isinstance(node.failed.exception(), Retired) and not stop.is_set():
             log.warning("node %s begins anew", id)
             return None
+        if node.failed.done() and isinstance(error := node.failed.exception(), Removed):
+            raise error
         if node.failed.done():
             log.critical("node %s can't go on", id, exc_info=node.failed.exception())
             return 1
         return 0
+    except Removed as error:
+        raise ConfigError(str(error)) from error
     finally:
         stopping.cancel()
         closed.cancel()
         await node.stop()
+        await claim.release()
         await transport.close()
+
+
+async def _entered(start: _Start, engine: SqliteEngine, transport: NatsTransport) -> tuple[Register, Membership]:
+    """The cluster's register, and the membership to begin with. Raises ConfigError: this node, its folder or its
+    configuration does not belong to the running cluster, or the broker has no JetStream; ConnectionFailed."""
+    extra = engine.checkpoint.extra
+    saved, blank = saved_in(extra), "incarnation" not in extra
+    cell = await transport.cell(bucket_of(start.cluster.name), KEY, start.cluster.locks.replicas)
+    register = Register(cell)
+    first = beginning(start.hello, former=saved is None and not blank)
+    membership = await entered(register, transport, first, saved, blank, start.me.id)
+    agree(start.cluster, membership, str(start.file))
+    return register, membership
+
+
+def _show_addresses(node: Node, urls: dict[str, str]) -> None:
+    """Let the node's page know where the others are now."""
+    for other in node.seats.hello.nodes:
+        if other.host:
+            urls[other.id] = url_of(other.host, other.port)

@@ -10,10 +10,11 @@ done part of the work. A node that can't believe its disk pulls a partition whol
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -42,16 +43,20 @@ from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
     PEER_SILENT_SECONDS_MAX,
     REPAIR_GRACE_SECONDS,
-    SYNC_PAGE_RECORDS_MAX,
     TOMBSTONE_SECONDS_MIN,
 )
 from crdt_spine.node.committer import Committer
+from crdt_spine.node.lag import Lag
+from crdt_spine.node.repairs import Repairs
+from crdt_spine.node.stray_keeper import StrayKeeper
+from crdt_spine.node.sync_share import SyncShare
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Disconnected, Message, NobodyListens, Transport
 
 log = logging.getLogger(__name__)
 
-SYNCS_AT_ONCE = 4
+SYNCS_AT_ONCE = 8  # partitions that are pulled, from all peers together
+TAKING_SHARE_MAX = 0.5  # of a node's time for what it takes from others, while agents ask it for something
 PAGE_SECONDS_MAX = 5.0
 TOMBSTONES_AT_ONCE = 500  # in a partition
 COLLECT_SECONDS = 10.0
@@ -68,7 +73,6 @@ class Peer(msgspec.Struct):
     heard: float  # monotonic seconds
     announcement: Announcement
     lag: int = 0  # changes that this node has and the peer, by its word, has not
-    owed: tuple[float, Vectors] | None = None  # the oldest announcement that this node has not reached yet, and when
     ahead: int = 0  # milliseconds by which its last announcement was from the future
 
 
@@ -86,6 +90,7 @@ class Replication:
         transport: Transport,
         subjects: Subjects,
         on_done: Callable[[list[Waiting]], None],
+        operations: Callable[[], int],
         tombstone_seconds: float | None = None,
     ) -> None:
         self.node = node
@@ -105,15 +110,30 @@ class Replication:
         self.heard_peer = asyncio.Event()
         self.answered: set[str] = set()  # the peers that said what they know of this node
         self.usurped = asyncio.Event()  # one of them knows of it what its disk does not: an old copy, or another's
+        self.renaming: Callable[[], bool] = lambda: False  # partitions were given, and their new name is not in use yet
         self.blank = False  # the folder was empty at the start: whatever they know is of the one before it
         self.expelled = asyncio.Event()  # this node's disk was retired
         self.believed = False  # is all that is here as new as the vectors say? Else nobody must have it from here
         self.paged = 0.0  # when the last page of a comparison came, monotonic seconds
         self.clocks = ClockWatch(len(self.nodes) + 1, replica.drift)
         self.clock_ahead = 0  # milliseconds by which the own clock is ahead (negative: behind) of most; 0: it is right
+        self.epoch = 0  # of the membership that this node has adopted and kept
+        self.seated: Callable[[Announcement], Vectors] = lambda announcement: announcement.vectors  # what of it counts
+        self.double = ""  # the name under which another process announces as this node
+        self._doubled = 0.0  # when it was heard last, monotonic seconds
+        self._announced_as: set[str] = set()  # the own names
+        self.strays: StrayKeeper | None = None  # where placement follows agents or tags
         self._refused: set[str] = set()  # retired disks of which something was refused, and it was said so
         self._behind: dict[int, tuple[str, float]] = {}  # partition -> (who has more, since when)
         self._syncs: dict[int, asyncio.Task[bool]] = {}
+        self._sources: dict[int, str] = {}  # of the syncs under way
+        self.unripe: dict[int, frozenset[str]] = {}  # replicas that do not have yet what others have, by partition
+        self.on_pulled: Callable[[int], None] | None = None  # a sync of a partition is over, whatever came of it
+        self._sync_ended = asyncio.Event()
+        self.repairs = Repairs()
+        self.lag = Lag(replica.durable)
+        self.giving = SyncShare(operations)  # what pages for others take of this node's time ...
+        self.taking = SyncShare(operations, TAKING_SHARE_MAX)  # ... and what they brought from others
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -130,14 +150,16 @@ class Replication:
         """Say what is durable here; in answer to a node that starts also what that one had said to have."""
         state: NodeState = "full" if self.committer.full and self.state == "up" else self.state
         retirement = self.replica.retirement
+        self._announced_as.add(self.replica.actor)
         announcement = Announcement(
             node=self.node, actor=self.replica.actor, state=state, now=_now(), vectors=self.replica.durable,
             zone=self.zone, known_of=answers, known=self.replica.known_of(answers) if answers else {},
             ahead={node: peer.ahead for node, peer in self.peers.items() if peer.ahead and self._hears(peer)},
             disk="" if retirement.disk == self.replica.actor else retirement.disk,
-            retired=tuple(sorted(retirement.retired)), silent=retirement.said(),
+            retired=tuple(sorted(retirement.retired)), silent=retirement.said(), epoch=self.epoch,
+            strays={} if self.strays is None else self.strays.established(self.replica.durable),
         )  # fmt: skip
-        self.transport.send(self.subjects.gossip(self.node), encode(announcement))
+        self.transport.send(self.subjects.vectors(self.node), encode(announcement))
 
     # -- receiving --------------------------------------------------------------------------------------------------
 
@@ -179,12 +201,18 @@ class Replication:
             self.counts["refused"] += 1
             return
         if announcement.node == self.node:
+            self._hear_double(announcement)
             return
+        if self.strays is not None:
+            self.strays.hear(announcement)
         if announcement.node in self.replica.retirement.silent and not self._heed(announcement):
             return
         if announcement.node not in self.nodes:
             self.counts["refused"] += 1
             return
+        counted = self.seated(announcement)
+        if counted.keys() != announcement.vectors.keys():
+            announcement = msgspec.structs.replace(announcement, vectors=counted)
         lag = sum(
             missing(announcement.vectors.get(number, {}), vector)
             for number, vector in self.replica.durable.items()
@@ -194,13 +222,11 @@ class Replication:
         self.clocks.heard(announcement.node, announcement.now, now, announcement.ahead.get(self.node, 0))
         if announcement.known_of == self.node:
             self.answered.add(announcement.node)
-        owed = known.owed if known is not None and known.owed is not None and not self._reached(known.owed[1]) else None
-        if owed is None and not self._reached(announcement.vectors):
-            owed = time.monotonic(), announcement.vectors
+        self.lag.hear(announcement.node, announcement.vectors)
         ahead = max(0, announcement.now - now)
-        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, owed, ahead)
+        self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, ahead)
         self.heard_peer.set()
-        if not self.blank and self.replica.lost(announcement):
+        if not self.blank and not self.renaming() and self.replica.lost(announcement):
             self.usurped.set()
             return
         self._answer(announcement, known)
@@ -208,6 +234,18 @@ class Replication:
         self.on_done(done)
         for number in behind:
             self._mark_behind(number, announcement.node)
+
+    def _hear_double(self, announcement: Announcement) -> None:
+        """Somebody announces under this node's id: itself over a transport that echoes, or another process that could
+        not be asked when it, or this one, started (claim.py)."""
+        if announcement.actor in self._announced_as:
+            return
+        if not self.double:
+            log.error(
+                "another process announces as node %s, under the name %s: two processes must not be one node; stop the "
+                "one that does not belong here", self.node, announcement.actor,
+            )  # fmt: skip
+        self.double, self._doubled = announcement.actor, time.monotonic()
 
     def _heed(self, announcement: Announcement) -> bool:
         """Take what a peer says of retirements; False: the peer is retired, or this node."""
@@ -220,6 +258,7 @@ class Replication:
                 self._refused.add(disk)
                 log.warning("%s is retired: nothing that it has counts until it has begun anew", disk)
             self.peers.pop(announcement.node, None)
+            self.lag.forget(announcement.node)
             return False
         for disk in sorted(retirement.retired - before - {retirement.disk}):
             log.warning("%s was away for too long: it is retired, by the word of %s", disk, announcement.node)
@@ -235,6 +274,7 @@ class Replication:
         for disk in self.replica.retire():
             log.warning("%s was away for %g s: it is retired", disk, retirement.seconds)
             self.peers.pop(node_of(disk)[1], None)
+            self.lag.forget(node_of(disk)[1])
 
     def _answer(self, announcement: Announcement, known: Peer | None) -> None:
         """Who starts, or has a new name, needs what the others know of it, from before they hear its new name. An
@@ -262,10 +302,27 @@ class Replication:
         if request.disk in self.replica.retirement.retired:
             self.replica.retirement.refused[request.disk] += 1
             return  # it would find nothing of what was forgotten; announcements tell it that it is retired
+        if not self.replica.may_pull(number, request.disk):
+            self.counts["refused"] += 1
+            return  # it was dropped, and will hear of it
         if request.upto is not None and not within(request.upto, self.replica.durable[number]):
             return  # promised by this node before it lost its disk
         upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
-        limit = min(request.limit, SYNC_PAGE_RECORDS_MAX)
+        async with self.giving.turn():
+            page = self._page(request, number, upto)
+        if page is None:
+            return
+        if not await self.committer.durable() or number not in self.replica.partitions:
+            return  # the disk is full, or the partition is no longer held: the asker will look elsewhere
+        self.counts["sync_records_sent"] += len(page.records)
+        self.transport.send(message.reply, encode(page))
+
+    def _page(self, request: SyncRequest, number: int, upto: Vector) -> SyncPage | None:
+        """The page that is asked for; None: the partition is not here any more."""
+        if number not in self.replica.partitions:
+            return None
+        began = time.thread_time()
+        limit = min(request.limit, self.giving.records_max())
         records = self.store.changed(number, request.have, request.after, limit)
         encoded: list[tuple[str, msgspec.Raw]] = []
         size = 0
@@ -286,11 +343,31 @@ class Replication:
             after=request.after,
             whole=request.whole,
             forgotten=self.replica.partitions[number].forgotten,
+            strays=self.strays.own.packed(number) if last and self.strays is not None else None,
         )
-        if not await self.committer.durable() or number not in self.replica.partitions:
-            return  # the disk is full, or the partition is no longer held: the asker will look elsewhere
-        self.counts["sync_records_sent"] += len(encoded)
-        self.transport.send(message.reply, encode(page))
+        self.giving.spent(time.thread_time() - began, len(encoded))
+        return page
+
+    # -- who is there -----------------------------------------------------------------------------------------------
+
+    def leave(self, numbers: Collection[int]) -> None:
+        """Pull nothing of these partitions any more."""
+        for number in numbers:
+            self._behind.pop(number, None)
+            if number in self._syncs:
+                self._syncs[number].cancel()
+
+    def meet(self, nodes: Collection[str], unripe: dict[int, frozenset[str]]) -> None:
+        """The cluster has these other nodes from now on, and the replica its new peers. `unripe` are replicas that are
+        still to be filled, by partition. Nothing is pulled from who was
+        dropped: its tombstones may be gone everywhere else, while a page of its is on the way."""
+        self.nodes, self.unripe = frozenset(nodes), unripe
+        self.replica.members = self.nodes
+        self.clocks.change_nodes(self.nodes)
+        self.peers = {node: peer for node, peer in self.peers.items() if node in self.nodes}
+        self.answered &= self.nodes
+        held = self.replica.peers
+        self.leave([number for number, source in self._sources.items() if source not in held.get(number, ())])
 
     # -- pulling ----------------------------------------------------------------------------------------------------
 
@@ -302,6 +379,8 @@ class Replication:
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
+                if now - self._doubled > PEER_SILENT_SECONDS_MAX:
+                    self.double = ""
                 self._judge_clock()
                 self._judge_silence(now - ticked)
                 ticked = now
@@ -312,14 +391,26 @@ class Replication:
                 collected = now
                 self._collect()
             for number, (source, since) in list(self._behind.items()):
+                if number not in self.replica.partitions:  # it was dropped since it was seen to be behind
+                    del self._behind[number]
+                    continue
                 if number in self._syncs or len(self._syncs) >= SYNCS_AT_ONCE or not self.believed:
                     continue  # a disk that is too old is compared first: a sync would hide what it has not heard of
                 if now - since >= REPAIR_GRACE_SECONDS:
                     del self._behind[number]
-                    may = not (self.replica.retirement.is_away(source) or self._starts(source))
-                    if may and self._still_behind(number, source):
-                        self._start_sync(number, source)
-            await asyncio.sleep(REPAIR_GRACE_SECONDS / 3)
+                    best = self._best_source(number) or source
+                    may = not (self.replica.retirement.is_away(best) or self._starts(best))
+                    if may and best in self.replica.peers.get(number, ()) and self._still_behind(number, best):
+                        self._start_sync(number, best)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPAIR_GRACE_SECONDS / 3):  # wait_for may swallow a cancellation
+                    await self._sync_ended.wait()
+            self._sync_ended.clear()
+
+    def is_pulled(self, number: int) -> bool:
+        """Does a partition miss what does not come by itself any more, but page by page?"""
+        marked = self._behind.get(number)
+        return number in self._syncs or (marked is not None and time.monotonic() - marked[1] >= REPAIR_GRACE_SECONDS)
 
     def level(self, alive: set[str]) -> bool:
         """Has this node everything that those peers announced last?"""
@@ -340,7 +431,7 @@ class Replication:
     def sources(self, number: int) -> list[str]:
         """The peers with which a partition can be compared."""
         up = {node for node in self.alive() if self.peers[node].announcement.state == "up"}
-        return [node for node in self.replica.peers[number] if node in up]
+        return [node for node in self.replica.peers[number] if node in up - self.unripe.get(number, frozenset())]
 
     def oldest_tombstones(self) -> dict[int, Record]:
         """Of each partition that has one in its tables the tombstone that was not touched for longest."""
@@ -348,18 +439,18 @@ class Replication:
         found = {number: next(self.store.tombstones(number, 1), None) for number, p in partitions if p.tombstones}
         return {number: record for number, record in found.items() if record is not None}
 
-    def reachable(self) -> int:
-        """How many replicas can take a change now, this one among them."""
-        return 1 + sum(self.peers[node].announcement.state != "full" for node in self.alive())
+    def reachable(self) -> set[str]:
+        """The peers that can take a change now."""
+        return {node for node in self.alive() if self.peers[node].announcement.state != "full"}
 
     def lag_seconds(self) -> float:
         """For how long this node has been missing something that a peer announced; 0 where it misses nothing."""
-        owed = [peer.owed for peer in self.peers.values() if peer.owed is not None and not self._reached(peer.owed[1])]
-        return round(max((time.monotonic() - since for since, _ in owed), default=0.0), 3)
+        return max(self.lag.seconds().values(), default=0.0)
 
-    def _reached(self, vectors: Vectors) -> bool:
-        durable = self.replica.durable
-        return all(within(vector, durable[number]) for number, vector in vectors.items() if number in durable)
+    @property
+    def repairs_waiting(self) -> int:
+        """How many partitions are behind, and wait for others to be pulled first."""
+        return len(self._behind.keys() - self._syncs.keys())
 
     def _hears(self, peer: Peer) -> bool:
         return time.monotonic() - peer.heard < PEER_SILENT_SECONDS_MAX
@@ -371,6 +462,17 @@ class Replication:
     def _mark_behind(self, number: int, source: str) -> None:
         if number not in self._behind and source != self.node:
             self._behind[number] = (source, time.monotonic())
+
+    def _best_source(self, number: int) -> str | None:
+        """Whom to pull a partition from: who has the most of it and gives the least to this node now."""
+        here = self.replica.partitions[number].vector
+        return self.repairs.source(
+            {
+                node: missing(here, self.peers[node].announcement.vectors.get(number, {}))
+                for node in self.sources(number)
+                if not self.replica.retirement.is_away(node)
+            }
+        )
 
     def _still_behind(self, number: int, source: str) -> bool:
         partition = self.replica.partitions[number]
@@ -384,12 +486,26 @@ class Replication:
         while number in self._syncs:
             await asyncio.wait((self._syncs[number],))
             await asyncio.sleep(0)
-        return await self._start_sync(number, source, whole=True)
+        if number not in self.replica.partitions:
+            return False
+        task = self._start_sync(number, source, whole=True)
+        await asyncio.wait((task,))
+        return not task.cancelled() and task.result()  # cancelled: the partition is not held any more
 
     def _start_sync(self, number: int, source: str, *, whole: bool = False) -> asyncio.Task[bool]:
+        announced = self.peers[source].announcement.vectors.get(number, {}) if source in self.peers else {}
+        self.repairs.begin(number, source, missing(self.replica.partitions[number].vector, announced))
         task = asyncio.get_running_loop().create_task(self._sync(number, source, whole))
-        self._syncs[number] = task
-        task.add_done_callback(lambda _: self._syncs.pop(number, None))
+        self._syncs[number], self._sources[number] = task, source
+
+        def end(_: asyncio.Task[bool]) -> None:
+            del self._syncs[number], self._sources[number]
+            self.repairs.end(number)
+            self._sync_ended.set()
+            if number in self.replica.partitions and self.on_pulled is not None:
+                self.on_pulled(number)
+
+        task.add_done_callback(end)
         return task
 
     async def _sync(self, number: int, source: str, whole: bool) -> bool:
@@ -399,9 +515,11 @@ class Replication:
         upto: Vector | None = None
         after: str | None = None
         self.counts["whole_syncs" if whole else "syncs"] += 1
+        repair = self.repairs.under_way[number]
+        repair.whole = whole
         while True:
             request = SyncRequest(
-                partition=number, have=have, upto=upto, after=after, limit=SYNC_PAGE_RECORDS_MAX, whole=whole,
+                partition=number, have=have, upto=upto, after=after, limit=self.taking.records_max(), whole=whole,
                 disk=self.replica.retirement.disk,
             )  # fmt: skip
             try:
@@ -425,7 +543,12 @@ class Replication:
                         self.expelled.set()
                         return False
                     return await self._sync(number, source, True)
-                self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
+                async with self.taking.turn():
+                    if number not in self.replica.partitions:
+                        return False
+                    began = time.thread_time()
+                    self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
+                    self.taking.spent(time.thread_time() - began, len(page.records))
             except (TimeoutError, NobodyListens, Disconnected) as error:
                 log.info("the sync of partition %d from %s broke off: %r", number, source, error)
                 return False
@@ -437,6 +560,8 @@ class Replication:
                 log.warning("%s sent a page of partition %d that is of no use: %s", source, number, error)
                 return False
             self.counts["sync_records_taken"] += len(page.records)
+            repair.records += len(page.records)
+            repair.bytes += len(raw)
             self.counts["sync_operation_bytes_taken"] += len(encode(page.operations)) if page.operations else 0
             self.committer.touch()
             await self.committer.barrier()

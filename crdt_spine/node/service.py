@@ -32,6 +32,7 @@ from crdt_spine.core.messages import (
     Query,
     Reach,
     Request,
+    Reshape,
     Response,
     Result,
     Status,
@@ -46,13 +47,22 @@ from crdt_spine.core.placement import partition_of
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica
-from crdt_spine.limits import READ_WAIT_SECONDS_MAX, REQUESTS_WAITING_MAX
+from crdt_spine.errors import InvalidInput
+from crdt_spine.limits import (
+    OPERATION_SECONDS_MAX,
+    QUORUM_READS_MAX,
+    READ_WAIT_SECONDS_MAX,
+    REQUESTS_WAITING_MAX,
+)
 from crdt_spine.node.committer import Committer
+from crdt_spine.node.load import Load
 from crdt_spine.node.past import PastReader
 from crdt_spine.node.queries import Queries
+from crdt_spine.node.quorum_reads import Question, QuorumReads
+from crdt_spine.node.stray_keeper import StrayKeeper
 from crdt_spine.node.view import encoded, shown
-from crdt_spine.storage.records import UNPLACED, RecordStore
-from crdt_spine.transport.base import Message, Transport
+from crdt_spine.storage.records import UNPLACED, Entry, RecordStore
+from crdt_spine.transport.base import Disconnected, Message, Transport
 from crdt_spine.transport.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -63,6 +73,15 @@ _to_msgpack = msgspec.msgpack.Encoder().encode
 PACE_SECONDS_MAX = 0.001  # between two rounds of answers, if the first ...
 PACE_RESULTS = 10  # ... had this many
 RESPONSE_BYTES_TARGET = 256 * 1024
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a write is not taken; where that is for its quorum, how many replicas are reached, and which are not."""
+
+    message: str
+    reached: int = 0
+    needed: int = 0
+    missing: tuple[str, ...] = ()
 
 
 class Ticket:
@@ -87,12 +106,24 @@ class Parked(msgspec.Struct, eq=False):
     deadline: float
 
 
+class Asking(msgspec.Struct, eq=False):
+    """A read that waits for other replicas. `entry` and `vector` are what this one had when it asked; the agent knows
+    `wanted`."""
+
+    inbox: str
+    operation: Get
+    entry: Entry | None
+    vector: Vector
+    wanted: Vector | None
+
+
 class Answers(msgspec.Struct, eq=False):
     """What is to be said to one agent at the end of this loop turn."""
 
     results: list[Result]
     partitions: set[int]
     ahead: Vectors = {}  # what they show beyond what is durable here: a sync that is not over brought it
+    merged: Vectors = {}  # of that, what other replicas had
 
 
 class Service:
@@ -108,8 +139,11 @@ class Service:
         past: PastReader,
         transport: Transport,
         partitions: int,
-        may_write: Callable[[int, int], str],
+        may_write: Callable[[int, int, int], Refusal | None],
         status: Callable[[], Awaitable[msgspec.Raw]],
+        quorum_reads: QuorumReads,
+        read_quorum: int = 1,
+        strays: StrayKeeper | None = None,
     ) -> None:
         self.node = node
         self.replica = replica
@@ -121,6 +155,16 @@ class Service:
         self.partition_count = partitions
         self.may_write = may_write
         self.status = status
+        self.quorum_reads = quorum_reads
+        self.read_quorum = read_quorum
+        self.strays = strays
+        self.readable: frozenset[int] = frozenset(replica.partitions)  # the partitions of which agents are answered ...
+        self.writable = self.readable  # ... and take writes here (seats.py)
+        self.epoch = 0  # of the membership that this is by
+        self.down: Callable[[], tuple[str, ...]] = tuple  # the nodes that are believed to be away
+        self.reshape: Callable[[Reshape, str], Awaitable[msgspec.Raw]] | None = None  # steward.py
+        self.load = Load(partitions)
+        self.pulled: Callable[[int], bool] = lambda number: False  # is a partition behind, and being repaired?
         self.counts: Counter[str] = Counter()
         self.closed = ""  # why agents are to go elsewhere with everything but questions about the node itself
         self.reads = 0
@@ -169,15 +213,20 @@ class Service:
             number = entry.partition
             if number == UNPLACED:
                 number = entry.partition = partition_of(id, self.partition_count)
-        durable = self.replica.durable.get(number)
-        if durable is None:
+        if number not in self.readable:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
             return True
+        durable = self.replica.durable[number]
         wanted = token.get(number)
         news = wanted != durable
         if (news and wanted and not within(wanted, durable)) or id in self.replica.unsettled:
             return False
         self.reads += 1
+        self.load.counts[number] += 1
+        reads = operation.reads or self.read_quorum
+        if reads > 1 and (reads := min(reads, self.replica.counting[number])) > 1:
+            self._ask_others(Asking(inbox, operation, entry, durable, wanted), number, reads)
+            return True
         memory = None if entry is None else shown(entry, at_milliseconds(now), self.replica.documents)
         result = Result(i=operation.i) if memory is None else Result(i=operation.i, memory=memory)
         record = None if entry is None else entry.record
@@ -190,20 +239,74 @@ class Service:
             self._answer(inbox, result)
         return True
 
+    def _ask_others(self, asking: Asking, number: int, needed: int) -> None:
+        """A read that more than this replica answers."""
+        if self.quorum_reads.open >= QUORUM_READS_MAX:
+            message = f"node {self.node} has {self.quorum_reads.open} reads waiting"
+            self._answer(asking.inbox, Result(i=asking.operation.i, error="Busy", message=message))
+            return
+        record = None if asking.entry is None else asking.entry.record
+        self.quorum_reads.ask(number, asking.operation.id, record, needed, self._asked, asking)
+
+    def _asked(self, question: Question) -> None:
+        """What several replicas have, or who of them did not answer; then another node is to try."""
+        asking: Asking = question.ticket
+        i, id, entry = asking.operation.i, asking.operation.id, asking.entry
+        if not question.enough:
+            self.counts["quorum_failures"] += 1
+            missing = self.quorum_reads.missing(question)
+            message = (
+                f"{len(question.answered)} of {question.needed} replicas answered the read of {id!r}; "
+                f"{', '.join(missing)} did not within {READ_WAIT_SECONDS_MAX:g} s; nothing was read"
+            )
+            result = Result(
+                i=i, error="Busy", message=message, outcome="not applied", acks_seen=len(question.answered),
+                acks_needed=question.needed, missing=missing,
+            )  # fmt: skip
+            self._answer(asking.inbox, result)
+            return
+        record, now = question.record, self._now()
+        if entry is not None and record is entry.record:
+            memory = shown(entry, now, self.replica.documents)
+        elif record is None or not record.alive or record.expired(now):
+            memory = None
+        else:
+            memory = msgspec.Raw(encoded(record))
+        self._answer(asking.inbox, Result(i=i) if memory is None else Result(i=i, memory=memory))
+        # Not what is durable by now: the answer does not show it, and its agent must not be taken to have seen it.
+        seen = asking.vector if record is None else join(asking.vector, record.version)
+        answers = self._answers[asking.inbox]
+        if seen != asking.wanted:
+            join_into(answers.ahead.setdefault(question.number, {}), seen)
+        if self.strays is not None and record is not None and (entry is None or record is not entry.record):
+            join_into(answers.merged.setdefault(question.number, {}), record.version)
+
     def _write(self, inbox: str, operation: Write, request: Request, now: int) -> bool:
         """False: not yet. What its agent wrote or read before must be here, or the write would not build on it."""
         number = partition_of(operation.id, self.partition_count)
-        partition = self.replica.partitions.get(number)
-        if partition is None:
-            self._answer(inbox, Result(i=operation.i, error="NotHere"))
+        if number not in self.writable:
+            self._answer(inbox, Result(i=operation.i, error="NotHere", outcome="not applied"))
             return True
+        if 0 < request.by < now:
+            self.counts["late_writes"] += 1
+            message = f"the write came to node {self.node} {now - request.by} ms too late"
+            self._answer(inbox, Result(i=operation.i, error="Late", message=message, outcome="not applied"))
+            return True
+        partition = self.replica.partitions[number]
         wanted = request.token.get(number)
         if wanted and not within(wanted, partition.vector):
             return False
-        refusal = self._overload() or self.may_write(operation.acks or 0, now)
-        if refusal:
+        overload = self._overload()
+        refusal = Refusal(overload) if overload else self.may_write(number, operation.acks or 0, now)
+        if refusal is not None:
             self.counts["refused_writes"] += 1
-            self._answer(inbox, Result(i=operation.i, error="Busy", message=refusal, outcome="not applied"))
+            self._answer(
+                inbox,
+                Result(
+                    i=operation.i, error="Busy", message=refusal.message, outcome="not applied",
+                    acks_seen=refusal.reached, acks_needed=refusal.needed, missing=refusal.missing,
+                ),
+            )  # fmt: skip
             return True
         if isinstance(operation, Store | Edit) and operation.metadata and not _storable(operation.metadata):
             message = "metadata has a whole number that does not fit 64 bits"
@@ -224,6 +327,7 @@ class Service:
             self._spawn(self._refuse(inbox, result, number))
             return True
         self.counts["writes"] += 1
+        self.load.counts[number] += 1
         self.waiting += 1
         self.committer.touch()
         return True
@@ -233,23 +337,29 @@ class Service:
         if isinstance(operation, Status):
             self._spawn(self._report(inbox, operation))
             return True
+        if isinstance(operation, Reshape):
+            self._spawn(self._reshape(inbox, operation))
+            return True
         if any(number in self.replica.durable and self.replica.behind(number, v) for number, v in token.items()):
             return False
         if isinstance(operation, GetDocument):
             return self._document(inbox, operation)
         if isinstance(operation, Reach):
-            self._answer(inbox, Result(i=operation.i), *token)
+            if token.keys() <= self.readable:
+                self._answer(inbox, Result(i=operation.i), *token)
+            else:
+                self._answer(inbox, Result(i=operation.i, error="NotHere"))
         elif isinstance(operation, Query):
-            held = self.replica.durable.keys()
-            partitions = frozenset(held if operation.partitions is None else operation.partitions)
-            if partitions <= held:
+            numbers = range(self.partition_count) if operation.partitions is None else operation.partitions
+            partitions = frozenset(numbers)
+            if partitions <= self.readable:
                 self.counts["queries"] += 1
                 self._spawn(self._query(inbox, operation, partitions))
             else:
                 self._answer(inbox, Result(i=operation.i, error="NotHere"))
         elif isinstance(operation, History | Conflicts):
             number = None if operation.id is None else partition_of(operation.id, self.partition_count)
-            if number is None or number in self.replica.durable:
+            if number is None or number in self.readable:
                 self._spawn(self._past(inbox, operation))
             else:
                 self._answer(inbox, Result(i=operation.i, error="NotHere"))
@@ -258,12 +368,13 @@ class Service:
     def _document(self, inbox: str, operation: GetDocument) -> bool:
         """False: not yet."""
         number = partition_of(operation.id, self.partition_count)
-        if number not in self.replica.durable:
+        if number not in self.readable:
             self._answer(inbox, Result(i=operation.i, error="NotHere"))
             return True
         if operation.id in self.replica.unsettled:
             return False
         self.reads += 1
+        self.load.counts[number] += 1
         record = self.store.get(operation.id)
         found = None if record is None or not record.alive or record.expired(self._now()) else _part(record, operation)
         self._answer(inbox, Result(i=operation.i, document=found), number)
@@ -293,14 +404,27 @@ class Service:
             ticket: Ticket = one.ticket
             self.waiting -= 1
             self.counts["quorum_failures"] += 1
-            message = f"{acks} of the {one.needed} replicas needed have confirmed the write of {ticket.operation.id!r}"
+            missing = self.replica.unconfirmed(ticket.partition, one)
+            message = (
+                f"{acks} of {one.needed} replicas have the write of {ticket.operation.id!r}; {', '.join(missing)} did "
+                f"not answer within {OPERATION_SECONDS_MAX:g} s; the write may yet spread (unknown)"
+            )
             self._answer(
                 ticket.inbox,
                 Result(
                     i=ticket.operation.i, error="QuorumFailed", message=message, outcome="unknown", acks_seen=acks,
-                    acks_needed=one.needed,
+                    acks_needed=one.needed, missing=missing,
                 ),
             )  # fmt: skip
+
+    def lost(self, waiting: list[Waiting]) -> None:
+        """Nobody will tell of these writes here any more, their partition is dropped: whoever holds it now can tell."""
+        for one in waiting:
+            ticket: Ticket = one.ticket
+            self.waiting -= 1
+            message = f"node {self.node} does not hold the partition any more"
+            result = Result(i=ticket.operation.i, error="NotHere", message=message, outcome="unknown")
+            self._answer(ticket.inbox, result)
 
     def settled(self) -> None:
         """More is durable: look again at what had to wait."""
@@ -327,12 +451,26 @@ class Service:
                         message = f"the disk of node {self.node} is full, and what is asked for is not on it yet"
                     result = Result(i=operation.i, error="Behind", message=message, outcome="not applied")
                     self._answer(one.inbox, result)
-                else:
+                elif not self._sent_elsewhere(one.inbox, operation, one.token):
                     self._parked.append(one)
 
     def _park(self, inbox: str, operation: Operation, token: Vectors, request: Request | None = None) -> None:
+        if self._sent_elsewhere(inbox, operation, token):
+            return
         self._parked.append(Parked(inbox, operation, token, request, time.monotonic() + READ_WAIT_SECONDS_MAX))
         self.committer.touch()
+
+    def _sent_elsewhere(self, inbox: str, operation: Operation, token: Vectors) -> bool:
+        """Does an operation wait for what comes page by page? Another replica has it already."""
+        id = getattr(operation, "id", None)
+        numbers = token if id is None else (partition_of(id, self.partition_count),)
+        for number in numbers:
+            here = number in token and number in self.replica.durable
+            if here and self.pulled(number) and self.replica.behind(number, token[number]):
+                message = f"node {self.node} catches up with partition {number}"
+                self._answer(inbox, Result(i=operation.i, error="Behind", message=message, outcome="not applied"))
+                return True
+        return False
 
     def _turn_away(self, inbox: str, operation: Operation) -> None:
         """Another replica is to do it."""
@@ -348,9 +486,13 @@ class Service:
     async def _query(self, inbox: str, operation: Query, partitions: frozenset[int]) -> None:
         try:
             result = await self.queries.answer(operation, partitions, self._now())
+            if operation.keys and self.strays is not None:
+                result = msgspec.structs.replace(result, elsewhere=self.strays.elsewhere(operation, partitions))
         except Exception as error:
             log.exception("a query failed")
             result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: the query failed: {error!r}")
+        if not partitions <= self.readable:  # one of them was dropped meanwhile
+            result = Result(i=operation.i, error="NotHere")
         self._answer(inbox, result, *partitions)
 
     async def _past(self, inbox: str, operation: History | Conflicts) -> None:
@@ -359,6 +501,22 @@ class Service:
         except Exception as error:
             log.exception("a question about the past failed")
             result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: it failed: {error!r}")
+        self._answer(inbox, result)
+
+    async def _reshape(self, inbox: str, operation: Reshape) -> None:
+        """A change of the cluster; its name is the operation's (the inbox ends in session and node), so that one that
+        comes again, here or at another node, is known."""
+        if self.reshape is None:
+            self._answer(inbox, Result(i=operation.i, error="InvalidInput", message="an embedded node has no cluster"))
+            return
+        try:
+            status = await self.reshape(operation, f"{inbox.split('.')[-2]}-{operation.i}")
+            result = Result(i=operation.i, status=status)
+        except InvalidInput as refused:
+            result = Result(i=operation.i, error="InvalidInput", message=str(refused), outcome="not applied")
+        except (Disconnected, TimeoutError) as error:
+            message = f"the register of the cluster does not answer: {error}"
+            result = Result(i=operation.i, error="Busy", message=message, outcome="unknown")
         self._answer(inbox, result)
 
     async def _report(self, inbox: str, operation: Status) -> None:
@@ -394,17 +552,25 @@ class Service:
             seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
             for number, vector in one.ahead.items():
                 seen[number] = join(seen.get(number, {}), vector)
-            self._respond(inbox, one.results, seen)
+            strays = {} if self.strays is None else self.strays.established(seen)
+            for number, vector in one.merged.items():
+                strays[number] = join(strays.get(number, {}), vector)
+            self._respond(inbox, one.results, seen, strays)
 
-    def _respond(self, inbox: str, results: list[Result], seen: Vectors) -> None:
+    def _respond(self, inbox: str, results: list[Result], seen: Vectors, strays: Vectors) -> None:
         """The results in messages of bearable size."""
-        payload = encode(Response(node=self.node, results=results, seen=seen))
+        now = time.time_ns() // 1_000_000
+        payload = encode(
+            Response(
+                node=self.node, results=results, seen=seen, strays=strays, epoch=self.epoch, down=self.down(), now=now
+            )
+        )
         if len(payload) <= RESPONSE_BYTES_TARGET or len(results) == 1:
             self.transport.send(inbox, payload)
         else:
             middle = len(results) // 2
-            self._respond(inbox, results[:middle], seen)
-            self._respond(inbox, results[middle:], seen)
+            self._respond(inbox, results[:middle], seen, strays)
+            self._respond(inbox, results[middle:], seen, strays)
 
     def close(self) -> None:
         for task in self._tasks:

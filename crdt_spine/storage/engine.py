@@ -7,7 +7,7 @@ rows after it. What is in the journal but not in the tables yet is the node's to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -136,6 +136,16 @@ class Engine(Protocol):
         replaced and lost: all or nothing, durable. A row replaces an older one of the same id. Raises StorageFull."""
         ...
 
+    def wipe(self, partitions: Sequence[int], records_max: int) -> int:
+        """Drop up to that many records of these partitions from tables and indexes, without a trace; how many those
+        were. The checkpoint stays: it must not have the partitions any more. Raises StorageFull."""
+        ...
+
+    def wipe_past(self, belongs: Callable[[str], bool], after: int, rows_max: int) -> int | None:
+        """Drop what was replaced and lost of the memories that `belongs` says, from that many rows of the history
+        behind `after`; behind which one to go on, None at the end. Raises StorageFull."""
+        ...
+
     def get(self, id: str) -> bytes | None:
         """The state of one record (alive or dead) from the tables."""
         ...
@@ -149,6 +159,11 @@ class Engine(Protocol):
 
     def pages(self) -> tuple[int, int]:
         """How many pages the tables have, and how many of them `changed` has fetched: what repairs have cost."""
+        ...
+
+    def sizes(self) -> dict[int, int]:
+        """Partition -> bytes of its records in the tables, as of the last flush; where it has none, it may be left
+        out."""
         ...
 
     def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:

@@ -98,6 +98,30 @@ def write(database: Database, past: Past) -> None:
     _prune(database, "receipts", oldest, added, RECEIPT_ROWS_MAX, HISTORY_BYTES_MAX)
 
 
+def wipe(database: Database, belongs: Callable[[str], bool], after: int, rows_max: int) -> int | None:
+    """Drop the versions of the memories that `belongs` says from the first rows behind `after`, so many of them, in one
+    transaction; the last row that was looked at. At the end None, and the receipts are gone too."""
+    with database.transaction():
+        found = database.rows("SELECT n, count, state FROM versions WHERE n > ? ORDER BY n LIMIT ?", (after, rows_max))
+        for n, count, state in found:
+            left = [version for version in _decode_versions(state) if not belongs(version.id)]
+            if len(left) == count:
+                continue
+            new = _encode(left)
+            if left:
+                database.run("UPDATE versions SET count = ?, state = ? WHERE n = ?", (len(left), new, n))
+            else:
+                database.run("DELETE FROM versions WHERE n = ?", (n,))
+            account = "UPDATE history SET rows = rows - ?, bytes = bytes - ? WHERE kind = 'versions'"
+            database.run(account, (count - len(left), len(state) - (len(new) if left else 0)))
+        if len(found) == rows_max:
+            return int(found[-1][0])
+        for (id,) in database.rows("SELECT DISTINCT id FROM receipts"):
+            if belongs(id):
+                _delete(database, "receipts", "place = ? AND id = ?", (place_of(id), id))
+    return None
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 

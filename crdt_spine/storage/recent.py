@@ -7,7 +7,7 @@ withdrawal means depends on those in the tables as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from crdt_spine.core.causality import version_text
 from crdt_spine.core.conflicts import Finding, Receipt
@@ -52,6 +52,13 @@ class Recent:
             self.weight += FINDING_BYTES
             if isinstance(finding, Receipt):
                 self.weight += sum(len(value) for value in (finding.lost, finding.kept) if isinstance(value, str))
+
+    def forget(self, belongs: Callable[[str], bool]) -> None:
+        """Know nothing any more of these memories."""
+        for id in [id for id in self.replaced if belongs(id)]:
+            self.weight -= sum(_weight(before) for before, _ in self.replaced.pop(id))
+        for id in [id for id in self.findings if belongs(id)]:
+            self.weight -= FINDING_BYTES * len(self.findings.pop(id))
 
     def followed_by(self, later: Recent) -> Recent:
         """This, and what came after it; neither is to be used any more."""

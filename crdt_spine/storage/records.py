@@ -8,7 +8,7 @@ first: they see every write that was acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -62,9 +62,12 @@ class RecordStore:
     def __init__(self, engine: Engine, cache_bytes: int = CACHE_BYTES_MAX) -> None:
         self.engine = engine
         self.cache_bytes = cache_bytes
+        self.ignored: Callable[[str], bool] | None = None  # of which memories the tables' records count no more
         self.dirty: dict[str, Entry] = {}
         self.flushing: dict[str, Entry] = {}
         self.dirty_bytes = 0  # of `dirty`, estimated
+        self._dirty_of: dict[int, dict[str, Entry]] = {}  # `dirty` by partition: a page of a sync needs one partition's
+        self._flushing_of: dict[int, dict[str, Entry]] = {}
         self.recent = Recent()  # what was replaced and lost since `dirty` began ...
         self.flushing_recent = Recent()  # ... and `flushing`
         # Two generations: what is asked for moves to the young one; when that is full it becomes the old one, and what
@@ -84,6 +87,8 @@ class RecordStore:
         """The record with its cached view."""
         entry = self.dirty.get(id) or self.flushing.get(id) or self._cached(id)
         if entry is None:
+            if self.ignored is not None and self.ignored(id):
+                return None
             state = self.engine.get(id)
             if state is None:
                 return None
@@ -107,6 +112,18 @@ class RecordStore:
         """The record is to be forgotten."""
         self._change(id, Entry(partition, None))
 
+    def forget(self, belongs: Callable[[str], bool]) -> None:
+        """Know nothing any more of the memories that `belongs` says; the tables are the caller's. Not while a flush is
+        under way: it has them still."""
+        assert not self.flushing, "a flush is under way"
+        for entries in (self.dirty, self._young, self._old):
+            for id in [id for id in entries if belongs(id)]:
+                del entries[id]
+        self.dirty_bytes = sum(entry.weight for entry in self.dirty.values())
+        self._dirty_of = _by_partition(self.dirty)
+        self._young_bytes = sum(entry.weight for entry in self._young.values())
+        self.recent.forget(belongs)
+
     def behind(self) -> float:
         """How full the memory for what is not in the tables yet is: 1 is as much as there may be."""
         return max(len(self.dirty) / DIRTY_RECORDS_MAX, (self.dirty_bytes + self.recent.weight) / DIRTY_BYTES_MAX)
@@ -115,10 +132,14 @@ class RecordStore:
 
     def unflushed(self, partitions: frozenset[int] | None = None) -> dict[str, Entry]:
         """What is not (surely) in the tables yet, by id; it supersedes what the tables have."""
-        entries = {**self.flushing, **self.dirty}
         if partitions is None:
-            return entries
-        return {id: entry for id, entry in entries.items() if entry.partition in partitions}
+            return {**self.flushing, **self.dirty}
+        return {
+            id: entry
+            for by_partition in (self._flushing_of, self._dirty_of)
+            for partition in partitions
+            for id, entry in by_partition.get(partition, {}).items()
+        }
 
     def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
         """since(have), one page: the partition's records whose version is not within `have`, by id, behind `after`.
@@ -127,15 +148,15 @@ class RecordStore:
         is beyond what the first page promised: its older dots are promised, and nothing else carries them.
         """
         fresh = self.unflushed(frozenset((partition,)))
-        page = {
+        page: dict[str, Record | bytes] = {
             id: entry.record
             for id, entry in fresh.items()
             if entry.record is not None and (after is None or id > after) and not within(entry.record.version, have)
         }
-        for id, state in self.engine.changed(partition, have, after, limit + len(fresh)):
-            if id not in fresh:
-                page[id] = codec.from_bytes(id, state)
-        return [page[id] for id in sorted(page)[:limit]]
+        flushed = self.engine.changed(partition, have, after, limit + len(fresh))
+        page.update((id, state) for id, state in flushed if id not in fresh)
+        found = ((id, page[id]) for id in sorted(page)[:limit])
+        return [codec.from_bytes(id, one) if isinstance(one, bytes) else one for id, one in found]
 
     def tombstones(self, partition: int, limit: int) -> Iterator[Record]:
         """The partition's dead records that are in the tables, the longest untouched first."""
@@ -150,6 +171,7 @@ class RecordStore:
         time, by which history that is too old goes. One flush at a time."""
         assert not self.flushing, "a flush is under way"
         self.flushing, self.dirty, self.dirty_bytes = self.dirty, {}, 0
+        self._flushing_of, self._dirty_of = self._dirty_of, {}
         self._old = {}  # what is being flushed takes its place, so that there are never four generations in memory
         self.flushing_recent, self.recent = self.recent, Recent()
         return Flush(self.flushing, checkpoint, self.flushing_recent, now)
@@ -168,9 +190,10 @@ class RecordStore:
 
     def end_flush(self, flush: Flush, written: bool) -> None:
         """The flush is in the tables, or it failed and all of it is dirty again."""
-        self.flushing = {}
+        self.flushing, self._flushing_of = {}, {}
         if not written:
             self.dirty = {**flush.entries, **self.dirty}
+            self._dirty_of = _by_partition(self.dirty)
             self.dirty_bytes = sum(entry.weight for entry in self.dirty.values())
             self.recent, self.flushing_recent = flush.recent.followed_by(self.recent), Recent()
             return
@@ -185,6 +208,10 @@ class RecordStore:
         before = self.dirty.get(id)
         self.dirty_bytes += entry.weight - (0 if before is None else before.weight)
         self.dirty[id] = entry
+        entries = self._dirty_of.get(entry.partition)
+        if entries is None:
+            entries = self._dirty_of[entry.partition] = {}
+        entries[id] = entry
 
     # -- the cache --------------------------------------------------------------------------------------------------
 
@@ -201,6 +228,13 @@ class RecordStore:
         self._young_bytes += entry.weight
         if self._young_bytes > self.cache_bytes // 3:
             self._old, self._young, self._young_bytes = self._young, {}, 0
+
+
+def _by_partition(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:
+    grouped: dict[int, dict[str, Entry]] = {}
+    for id, entry in entries.items():
+        grouped.setdefault(entry.partition, {})[id] = entry
+    return grouped
 
 
 def _row(partition: int, record: Record) -> Row:

@@ -2,7 +2,7 @@
 
     method                               may be called from                  waits for
     append                               one thread (journal)                its fsync; a few rows of a `prune`
-    prune, flush, index_text             one thread (tables)                 each other
+    prune, flush, wipe…, index_text      one thread (tables)                 each other
     get, changed, tombstones, expired    one thread (the event loop)         the disk
     select, search                       any number of threads               a free reader, of READERS_MAX
 
@@ -13,7 +13,7 @@ Readers have connections of their own and see the last commit: a flush never hol
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -113,6 +113,10 @@ class SqliteEngine:
         """How many pages the tables have, and how many of them `changed` has fetched since the engine was opened."""
         return self._point.number("PRAGMA page_count"), self._changes.pages_read
 
+    def sizes(self) -> dict[int, int]:
+        """Partition -> bytes of its records in the tables, as of the last flush."""
+        return self._tables.sizes
+
     def limit_bytes(self, journal: int, tables: int) -> None:
         """Let the files not grow above these sizes: StorageFull from there on, as on a full disk."""
         self._journal.database.limit_bytes(journal)
@@ -140,6 +144,15 @@ class SqliteEngine:
         """Records and checkpoint into the tables, ids in `forget` out of them (unless they are in `rows` too), what was
         replaced and lost into the history: all or nothing, durable. Raises StorageFull."""
         self._tables.flush(rows, forget, checkpoint, past)
+
+    def wipe(self, partitions: Sequence[int], records_max: int) -> int:
+        """Drop up to that many records of these partitions; how many those were. Raises StorageFull."""
+        return self._tables.wipe(partitions, records_max)
+
+    def wipe_past(self, belongs: Callable[[str], bool], after: int, rows_max: int) -> int | None:
+        """Drop the history of the memories that `belongs` says, from that many rows; None at the end. Raises
+        StorageFull."""
+        return history.wipe(self._tables.database, belongs, after, rows_max)
 
     def index_text(self, records_max: int) -> int:
         """Put up to that many waiting records into the text index; how many still wait. Raises StorageFull."""

@@ -5,6 +5,7 @@
     dots      (chain, n) → key, the last n for each actor and record; a chain is one actor's dots in one partition
     postings  (term, at, key), see facets.py
     pending   key → content that waits for the text index; NULL: to be taken out of it
+    sizes     partition → bytes of its records, see sizes.py
     versions, receipts: what was, see history.py
 
 A record's own row says what the indexes have of it, so a replaced record costs what has changed about it: usually one
@@ -23,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from crdt_spine.limits import PAGE_CACHE_BYTES_MAX, WAL_BYTES_TARGET
-from crdt_spine.storage import facets, history
+from crdt_spine.storage import facets, history, sizes
 from crdt_spine.storage.database import Database
 from crdt_spine.storage.engine import Checkpoint, Past, Row
 from crdt_spine.storage.places import place_of
@@ -61,13 +62,13 @@ FROM (VALUES ?) v CROSS JOIN ids ON ids.place = v.column2
 """
 _FIND_RECORDS = """
 SELECT '[' || coalesce(group_concat(
-    v.column1 || ',' || r.key || ',' || fingerprint || ',"' || dots || '",'
+    v.column1 || ',' || r.key || ',' || fingerprint || ',' || length(state) || ',"' || dots || '",'
     || CASE WHEN facets = v.column4 THEN 'null' ELSE json_quote(CAST(facets AS TEXT)) END, ','
 ), '') || ']'
 FROM (VALUES ?) v CROSS JOIN records r ON r.key = v.column2 AND r.id = v.column3
 """
-# Index into the ids asked for, key, fingerprint, dots, facets (None: the expected ones).
-_Known = tuple[int, int, int, str, str | None]
+# Index into the ids asked for, key, fingerprint, bytes of the state, dots, facets (None: the expected ones).
+_Known = tuple[int, int, int, int, str, str | None]
 
 _read = msgspec.json.Decoder(list[int | str | None]).decode
 
@@ -80,9 +81,12 @@ class Tables:
         if write:
             self.database.create(_SCHEMA)
             history.create(self.database)
+            sizes.create(self.database)
             self.database.limit_wal(WAL_BYTES_TARGET)
         stored = self.database.row("SELECT data FROM checkpoint")
         self.checkpoint = Checkpoint() if stored is None else msgspec.msgpack.decode(stored[0], type=Checkpoint)
+        #: Partition → bytes of its records; replaced by every flush, too.
+        self.sizes = sizes.load(self.database, self.checkpoint)
         #: (partition, actor) → chain; replaced by every flush that adds to it, for readers look at it too.
         self.chains: dict[tuple[int, str], int] = {
             (partition, actor): chain for chain, partition, actor in self.database.rows("SELECT * FROM chains")
@@ -103,11 +107,29 @@ class Tables:
             flush.write_indexes()
             if past is not None:
                 history.write(self.database, past)
+            grown = sizes.write(self.database, self.sizes, flush.sizes)
             self.database.run("DELETE FROM checkpoint")
             self.database.run("INSERT INTO checkpoint VALUES (?)", (data,))
-        self.chains = flush.chains
+        self.chains, self.sizes = flush.chains, grown
         self.flushes += 1
         self.checkpoint = msgspec.msgpack.decode(data, type=Checkpoint)
+
+    def wipe(self, partitions: Sequence[int], records_max: int) -> int:
+        """Drop up to that many records of these partitions, in one transaction; how many those were. Every record has
+        a dot, so the index of dots knows them all."""
+        chains = [chain for (partition, _), chain in self.chains.items() if partition in partitions]
+        ids: list[str] = []
+        for chain in chains:
+            rows = self.database.rows(
+                "SELECT r.id FROM dots d CROSS JOIN records r ON r.key = d.key WHERE d.chain = ? LIMIT ?",
+                (chain, records_max - len(ids)),
+            )
+            ids += [id for (id,) in rows]
+            if len(ids) >= records_max:
+                break
+        if ids:
+            self.flush([], ids, self.checkpoint)
+        return len(ids)
 
     def known(self, ids: Sequence[str], expected: Sequence[bytes | None]) -> Iterator[Iterator[_Known]]:
         """Those of the ids that have records, in the order of their keys, some at a time. `expected` are facets."""
@@ -128,7 +150,7 @@ class Tables:
                 index = number & _INDEX_MASK
                 values += (index, number >> _INDEX_BITS, ids[index], expected[index])
             flat: Any = iter(_read(self._joined(_FIND_RECORDS, "(?,?,?,?)", values, len(numbers))))
-            yield zip(flat, flat, flat, flat, flat, strict=True)
+            yield zip(flat, flat, flat, flat, flat, flat, strict=True)
 
     def _joined(self, sql: str, each: str, values: list[Any], count: int) -> str:
         """A query's rows in one text: stepping through them would ask for the interpreter's lock each time."""
@@ -155,14 +177,17 @@ class _Flush:
         self.postings_in: dict[int, list[int]] = defaultdict(list)
         self.texts: dict[int, str | None] = {}  # of keys that may wait already
         self.new_texts: list[int | str] = []
+        self.sizes: dict[int, int] = defaultdict(int)  # by how many bytes each partition grows
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove the records of these ids, where there are any."""
         keys: list[int] = []
         places: list[int] = []
+        partitions = {chain: partition for (partition, _), chain in self.chains.items()} if ids else {}
         for some in self.tables.known(ids, [None] * len(ids)):
-            for index, key, fingerprint, dots, old in some:
+            for index, key, fingerprint, size, dots, old in some:
                 assert old is not None
+                self.sizes[partitions[int(dots.split(",", 1)[0])]] -= size
                 keys.append(key)
                 places += (place_of(ids[index]), key)
                 self._move_dots(key, dots, "")
@@ -197,7 +222,8 @@ class _Flush:
         self.database.run("UPDATE counters SET next_key = ?", (first + len(order),))
 
     def _replaced(self, row: Row, its: bytes, known: _Known) -> tuple[Any, ...]:
-        _, key, old_fingerprint, old_dots, old = known
+        _, key, old_fingerprint, old_size, old_dots, old = known
+        self.sizes[row.partition] += len(row.state) - old_size
         dots = self._dots(row)
         if dots != old_dots:
             self._move_dots(key, old_dots, dots)
@@ -213,6 +239,7 @@ class _Flush:
         return key, row.id, fingerprint, dots, its, row.state
 
     def _added(self, row: Row, its: bytes, key: int) -> tuple[Any, ...]:
+        self.sizes[row.partition] += len(row.state)
         dots = self._dots(row)
         self._move_dots(key, "", dots)
         at = row.created if row.alive else self.number

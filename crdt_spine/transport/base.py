@@ -1,4 +1,7 @@
-"""What carries messages: subjects, handlers, requests. Two of them: the broker (nats.py), one process (local.py)."""
+"""What carries messages: subjects, handlers, requests. Two of them: the broker (nats.py), one process (local.py).
+
+A transport also keeps *cells* where there is consensus: single values that change by compare-and-set (nats_cell.py).
+"""
 
 from __future__ import annotations
 
@@ -54,3 +57,28 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A cell's value, and which change brought it."""
+
+    value: bytes
+    revision: int
+
+
+class Cell(Protocol):
+    """One value that everybody sees change in the same order, and that outlives all who use it. Both methods raise
+    Disconnected or TimeoutError where the broker does not decide; then it is to be tried again."""
+
+    async def read(self) -> Kept | None:
+        """The value; None: there is none. It may be a moment old: only `write` is the truth."""
+        ...
+
+    async def write(self, value: bytes, revision: int) -> bool:
+        """Replace the value that the change `revision` brought (0: there must be none); False: it is another one by
+        now. May be repeated where it is not known what came of it: a value that is there already was written."""
+        ...
+
+    async def watch(self, on_change: Callable[[], None]) -> Subscription:
+        """Be told that it may have changed, soon after; not after every change, nor only then."""
+        ...

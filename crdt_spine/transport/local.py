@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 
 from crdt_spine.limits import MESSAGE_BYTES_MAX
-from crdt_spine.transport.base import Handler, Message, NobodyListens
+from crdt_spine.transport.base import Handler, Kept, Message, NobodyListens
 
 log = logging.getLogger(__name__)
 
@@ -94,3 +95,37 @@ class LocalTransport:
     async def close(self) -> None:
         for subscription in list(self.subscriptions):
             await subscription.cancel()
+
+
+class _Watcher:
+    def __init__(self, cell: LocalCell, on_change: Callable[[], None]) -> None:
+        self.cell = cell
+        self.on_change = on_change
+
+    async def cancel(self) -> None:
+        if self in self.cell.watchers:
+            self.cell.watchers.remove(self)
+
+
+class LocalCell:
+    """A `Cell` in memory, for those in one process who share it. It does not outlive them."""
+
+    def __init__(self, value: bytes | None = None) -> None:
+        self.kept = None if value is None else Kept(value, 1)
+        self.watchers: list[_Watcher] = []
+
+    async def read(self) -> Kept | None:
+        return self.kept
+
+    async def write(self, value: bytes, revision: int) -> bool:
+        here = 0 if self.kept is None else self.kept.revision
+        if here != revision:
+            return self.kept is not None and self.kept.value == value
+        self.kept = Kept(value, here + 1)
+        for watcher in list(self.watchers):
+            watcher.on_change()
+        return True
+
+    async def watch(self, on_change: Callable[[], None]) -> _Watcher:
+        self.watchers.append(_Watcher(self, on_change))
+        return self.watchers[-1]

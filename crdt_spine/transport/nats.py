@@ -22,6 +22,7 @@ from nats.aio.subscription import Subscription as NatsPySubscription
 from crdt_spine.errors import ConnectionFailed, InvalidInput
 from crdt_spine.limits import CONNECT_SECONDS_MAX, FRAMING_BYTES_MAX, MESSAGE_BYTES_MAX
 from crdt_spine.transport.base import Disconnected, Handler, Message, NobodyListens
+from crdt_spine.transport.nats_cell import NatsCell
 from crdt_spine.transport.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,11 @@ class NatsTransport:
         except nats.errors.Error as error:
             raise Disconnected(f"{self.url}: {error}") from error
         return bytes(answer.data)
+
+    async def cell(self, bucket: str, key: str, replicas: int = 1) -> NatsCell:
+        """A value in JetStream, on so many of the brokers. Raises ConfigError: the broker has no JetStream;
+        ConnectionFailed: it does not answer."""
+        return await NatsCell.open(self._client, self.url, bucket, key, replicas)
 
     async def close(self) -> None:
         self._write()

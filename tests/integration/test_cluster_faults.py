@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 
-from crdt_spine import ConnectionFailed, InvalidInput, QuorumFailed, Spine, SpineError
+from crdt_spine import ConnectionFailed, InvalidInput, Memory, QuorumFailed, Spine, SpineError
+from crdt_spine.core.messages import Edit, Request, Response, Result, Store, encode
+from crdt_spine.core.subjects import Subjects
+from crdt_spine.transport.base import Message
+from crdt_spine.transport.nats import NatsTransport
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("cluster_faults")]
 
@@ -61,7 +67,8 @@ async def test_with_one_node_of_three_only_what_needs_a_quorum_fails(cluster: Cl
             with pytest.raises(QuorumFailed, match="quorum: node spine-1 reaches 1 of the 2") as failed:
                 await attempt
             assert 2.5 < time.monotonic() - started < 4.5
-            assert (failed.value.outcome, failed.value.needed) == ("not applied", 2)
+            assert (failed.value.outcome, failed.value.acks, failed.value.needed) == ("not applied", 1, 2)
+            assert failed.value.missing == ("spine-2", "spine-3")
         assert await spine.get(f"{mark}-late") is None
 
         # Reading goes on, and so does what is content with one replica.
@@ -184,3 +191,45 @@ async def test_a_broker_without_nodes_is_told_apart_from_no_broker(broker: Any) 
 async def test_what_is_no_address_is_refused_at_once(url: Any) -> None:
     with pytest.raises(InvalidInput, match="url"):
         Spine.connect(url, agent="ada")
+
+
+# -- retries ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_retry_is_applied_once_whoever_takes_it_and_whoever_was_restarted(cluster: Cluster, mark: str) -> None:
+    """The same operation to every node, one after the other; then to all of them again, after all were killed."""
+    transport = await NatsTransport.connect(cluster.url, "retries")
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await transport.subscribe(f"{mark}.>", heard.put_nowait)
+    subjects = Subjects("spine")
+
+    async def send(node: str, operation: Store | Edit, retry: bool) -> Result:
+        request = Request(session=mark, agent="tester", operations=[operation], retry=retry)
+        async with asyncio.timeout(30):
+            while True:
+                transport.send(subjects.rpc(node), encode(request), f"{mark}.answers.1")
+                with contextlib.suppress(TimeoutError):
+                    message = await asyncio.wait_for(heard.get(), 5)
+                    result = msgspec.json.decode(message.payload, type=Response).results[0]
+                    if result.error not in ("Busy", "Behind"):
+                        return result
+                await asyncio.sleep(0.1)
+
+    try:
+        store, edit = Store(i=1, id=mark, content="x", acks=3), Edit(i=2, id=mark, content="y", add=("t",), acks=3)
+        stored = await send("spine-1", store, False)
+        edited = await send("spine-1", edit, False)
+        once = msgspec.json.decode(edited.memory, type=Memory)
+        assert once.content == "y" and once.version != stored.version
+        for node in cluster.ids:
+            assert (await send(node, store, True)).error is None
+            again = await send(node, edit, True)
+            assert msgspec.json.decode(again.memory, type=Memory) == once
+        await cluster.kill(*cluster.ids)
+        await cluster.bring_back(*cluster.ids)
+        for node in cluster.ids:
+            assert (await send(node, store, True)).error is None
+            assert msgspec.json.decode((await send(node, edit, True)).memory, type=Memory) == once
+            assert await cluster.get_at(node, mark) == once
+    finally:
+        await transport.close()

@@ -45,11 +45,15 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             ],
         },
     ],
-    "gossip": [
+    "vectors": [
         {"type": "announcement/1", "node": "ghost", "actor": GHOST, "state": "up", "now": 5,
          "vectors": {"3": {GHOST: 9}}},
         {"type": "announcement/1", "node": "spine-2", "actor": GHOST, "state": "up", "now": 5, "zone": "z",
          "vectors": {"3": {GHOST: 9}}},
+    ],
+    "gossip": [
+        {"type": "gossip/1", "node": "ghost", "asks": True, "beats": {"spine-1": 5, "spine-2": 5, "ghost": 7},
+         "vitals": [["ghost", 5, 1, "up", "z", 10, 2, 3, 1, 77]]},
     ],
     "ack": [{"type": "ack/1", "node": "ghost", "actor": GHOST, "reached": {"3": 9}}],
     "sync": [{"type": "sync/1", "partition": 3, "have": {}, "upto": {}, "after": "x", "limit": 5}],
@@ -149,8 +153,8 @@ async def refusals(cluster: Cluster) -> dict[str, int]:
 def subjects_of(kind: str, cluster: Cluster) -> list[str]:
     if kind == "delta":
         return [SUBJECTS.delta(3), f"{SUBJECTS.prefix}.delta.nonsense"]
-    if kind == "gossip":
-        return [SUBJECTS.gossip("ghost")]
+    if kind == "vectors":
+        return [SUBJECTS.vectors("ghost")]
     if kind == "discover":
         return [DISCOVERY_SUBJECT]
     return [getattr(SUBJECTS, kind)(node) for node in cluster.ids]

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from crdt_spine import Spine
 from crdt_spine.broker.server import EmbeddedBroker
-from crdt_spine.cli.status import cluster_view
+from crdt_spine.cli.status_view import cluster_view
 from crdt_spine.interchange import FieldMap
 from crdt_spine.supervisor.supervisor import node_command
 

@@ -302,7 +302,7 @@ async def test_a_subscription_opened_at_a_node_in_repair_loses_nothing(start_clu
     """What a sync has brought so far is ahead of the node's vector: no later event tells of it."""
     cluster = await start_cluster()
     async with cluster.spine("writer") as writer, cluster.spine("reader") as reader:
-        reader._live.routing._names.sort(key=lambda node: node != "spine-3")
+        reader._live.routing.names.sort(key=lambda node: node != "spine-3")
         await writer.store("first", id=mark)
         await writer.wait_for(writer.token)
         token = writer.token

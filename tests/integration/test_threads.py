@@ -63,10 +63,11 @@ def turn_to(spine: Spine, node: str) -> None:
     """Make a session ask this node first, for everything."""
     session = spine._live
     layout, routing = session.layout, session.routing
-    layout.replicas = {
+    layout.replicas = routing.replicas = {
         number: (node, *[other for other in nodes if other != node]) for number, nodes in layout.replicas.items()
     }
-    routing._names = [node, *[other for other in routing._names if other != node]]
+    routing.names.sort(key=lambda name: name != node)
+    session.health.changes += 1  # plans are made anew
 
 
 def contents(memories: list[Memory]) -> list[str]:

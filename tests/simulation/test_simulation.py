@@ -23,7 +23,8 @@ RUN = Path(__file__).parent / "run.py"
 REVEALING = {
     "deps": "syncs", "record-deps": "syncs", "skip-seen": "syncs", "last-page": "syncs", "seen-adds": "syncs",
     "no-holes": "syncs", "thread-order": "crashes", "rolled-back": "rollbacks", "journal-first": "full-disks",
-    "retired": "retirements", "joined-first": "growth", "handed-over": "farewells",
+    "retired": "retirements", "joined-first": "growth", "handed-over": "farewells", "level": "burials",
+    "member-first": "growth", "given-up": "burials",
 }  # fmt: skip
 
 
@@ -78,17 +79,20 @@ def test_every_fault_really_happens() -> None:
     counts: Counter[str] = Counter()
     for seed in range(20):
         counts.update(run(seed).counts)
-    for scenario in ("rollbacks", "retirements", "growth"):
+    for scenario in ("rollbacks", "retirements", "growth", "burials"):
         for seed in range(4):
             counts.update(run(seed, scenario=SCENARIOS[scenario]).counts)
     faults = ["desert", "crash", "pause", "part", "mend", "break off", "clock", "full disk", "copy", "roll back"]
     messages = ["sent", "lost", "doubled", "cut", "straggling"]
-    changes = ["joins", "pulling", "member", "leaves", "dropped", "interrupted"]
+    changes = [
+        "add", "remove", "replace", "remove dead", "replace dead", "cancel", "cancel dead", "named", "pulling",
+        "member", "leaving", "dropped", "interrupted", "too late",
+    ]  # fmt: skip
     for what in (
         *[f"fault {kind}" for kind in faults], *[f"message {kind}" for kind in messages],
         *[f"membership {kind}" for kind in changes], "tombstones collected", "torn rows found", "rows pruned",
         "operation done", "operation read", "reads with a token at another node", "operation thread read",
-        "thread entries read", "retired", "reseeded",
+        "thread entries read", "retired", "reseeded", "told that it is dead", "refused from the dead",
     ):  # fmt: skip
         assert counts[what] > 0, f"{what} never happened: {counts}"
 

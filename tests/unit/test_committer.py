@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from crdt_spine.core.clock import HybridClock
@@ -67,6 +69,28 @@ async def test_a_barrier_after_a_busy_turn_is_reached_though_nothing_more_comes(
     node.committer.touch()
     await node.settled()
     assert node.turns == [GATHER_FROM]
+
+
+async def test_what_is_done_between_turns_finds_all_before_it_durable_and_nothing_under_way(node: Node) -> None:
+    done: list[int] = []
+
+    def look(written: int) -> None:
+        assert node.replica.durable[0]["r/a@1"] >= written
+        assert node.replica._under_way == 0
+        done.append(written)
+
+    actions = []
+    for _ in range(40):
+        node.write()
+        if node.written % 8 == 0:
+            actions.append(asyncio.create_task(node.committer.between_turns(partial(look, node.written))))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*actions)
+        with pytest.raises(ZeroDivisionError):
+            await node.committer.between_turns(lambda: print(1 // 0))  # its caller's to bear, not the committer's
+        await node.committer.between_turns(lambda: look(40))
+    assert done == [8, 16, 24, 32, 40, 40]
 
 
 async def test_changes_that_keep_coming_are_committed_together(node: Node) -> None:

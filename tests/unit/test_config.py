@@ -18,8 +18,10 @@ from crdt_spine.config import (
     NatsConfig,
     NodeConfig,
     OverrideConfig,
+    Placement,
     ReplicationConfig,
     TelemetryConfig,
+    hints,
     load,
     new_cluster,
     parse,
@@ -84,6 +86,28 @@ def test_replication_left_out_fits_the_number_of_nodes(count: int, factor: int, 
     assert new_cluster(nodes).replication == expected
     listed = "".join(f"\n    - {{id: {node.id}, host: {node.host}, port: {node.port}}}" for node in nodes)
     assert parse(cluster(nodes=f"  nodes:{listed}")).replication == expected
+
+
+@pytest.mark.parametrize(
+    ("factor", "write", "read", "placement", "words"),
+    [
+        (3, 2, 1, "hash", ["write_quorum 2 + read_quorum 1 is not more than factor 3"]),
+        (3, 2, 2, "hash", ["read_quorum 2: a get waits for 2 replicas"]),
+        (3, 3, 1, "hash", ["write_quorum 3 is the factor"]),
+        (3, 1, 2, "tag", ["is not more than factor 3", "read_quorum 2", "placement tag: a busy tag"]),
+        (1, 1, 1, "agent", ["placement agent: a busy agent makes a busy partition"]),
+        (1, 1, 1, "hash", []),
+    ],
+)
+def test_hints_say_what_follows_from_quorums_and_placement(
+    factor: int, write: int, read: int, placement: Placement, words: list[str]
+) -> None:
+    nodes = [NodeConfig(id=f"n{index}", host="127.0.0.1", port=9000 + index) for index in range(3)]
+    replication = ReplicationConfig(factor=factor, write_quorum=write, read_quorum=read)
+    found = hints(ClusterConfig(name="c", nodes=tuple(nodes), replication=replication, placement=placement))
+    assert len(found) == len(words)
+    for hint, expected in zip(found, words, strict=True):
+        assert expected in hint
 
 
 def test_every_problem_is_named_with_its_file_line_key_value_and_reason(tmp_path: Path) -> None:
@@ -292,3 +316,28 @@ def test_a_new_cluster_is_checked_too() -> None:
         new_cluster([])
     with pytest.raises(ConfigError, match="name"):
         new_cluster([node], name="a b")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"cluster: " + b"[" * 200_000, "nested too deeply"),
+        (b"cluster: {name: x, partitions: " + b"9" * 5_000 + b"}", "thousands of digits"),
+        (b"cluster: {name: !!binary aGVsbG8=}", "must be text, not binary data"),
+        (b"cluster: {name: x, nodes: [null]}", "cluster.nodes[0]: found nothing; must be a mapping"),
+        (b"cluster: &a {name: x, nodes: [*a]}", "cluster.nodes[0].id: is missing"),
+        (b"cluster:\n\tname: x\n", "c.yaml:2: is no YAML"),
+        (b"cluster: {name: \xff}", "is no YAML"),
+    ],
+)
+@pytest.mark.timeout(10)
+def test_odd_texts_are_refused_at_once_with_a_reason(text: bytes, reason: str) -> None:
+    assert reason in refusal(text)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place, reason in ((tmp_path / "pipe", "it is a pipe"), (tmp_path, "directory"), ("/dev/zero", "too long")):
+        (problem,) = problems(place)
+        assert reason in str(problem)

@@ -2,100 +2,444 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
-from crdt_spine.core.membership import Membership, advance, founded, goal, joining, leaving
-from crdt_spine.core.messages import Ack, Announcement, Delta, Store, encode
+from crdt_spine.core.membership import (
+    Goals,
+    Kind,
+    Member,
+    Membership,
+    Settings,
+    advance,
+    described,
+    founded,
+    from_json,
+    goals,
+    proposed,
+    to_json,
+)
+from crdt_spine.core.messages import Ack, Announcement, Change, Delta, Store, encode
 from crdt_spine.core.partition import Partition
+from crdt_spine.core.placement import placed
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica
+from crdt_spine.errors import InvalidInput
 
 NOW = 1_700_000_000_000
-THREE = founded({0: ("a", "b", "c")})
+LEVEL: dict[int, Vector] = {number: {"x": 3} for number in range(1_024)}
+
+
+def cluster(count: int, partitions: int = 8, factor: int = 3) -> Membership:
+    """Nodes a, b, c …"""
+    names = "abcdefgh"[:count]
+    replicas = placed(partitions, names, factor, {})
+    return founded(replicas, {name: Member() for name in names}, Settings(partitions=partitions, factor=factor))
 
 
 def everybody(membership: Membership, but: str = "") -> dict[str, int]:
     return {node: membership.epoch for node in membership.nodes if node != but}
 
 
-def step(
-    membership: Membership,
-    durable: dict[str, Vector],
-    wanted: Vector | None = None,
-    confirmed: dict[str, int] | None = None,
-) -> Membership | None:
-    confirmed = everybody(membership) if confirmed is None else confirmed
-    return advance(membership, confirmed, goal(membership, durable) if wanted is None else wanted, durable, 2)
+def said(membership: Membership, **others: dict[int, Vector]) -> dict[str, dict[int, Vector]]:
+    """What the nodes announce: all are level, but for `others`."""
+    return dict.fromkeys(membership.nodes, LEVEL) | others
 
 
-def moved(membership: Membership, durable: dict[str, Vector]) -> Membership:
-    after = step(membership, durable)
+def said_unevenly(membership: Membership, level: set[int]) -> dict[str, dict[int, Vector]]:
+    """In all other partitions each node has something that no other has."""
+    return {
+        node: {number: LEVEL[number] if number in level else {node: 1} for number in membership.seats}
+        for node in membership.nodes
+    }
+
+
+def stepped(membership: Membership) -> Membership:
+    """The next step, with everybody confirming and level."""
+    after = Goals().step(membership, everybody(membership), said(membership), 2)
     assert after is not None and after.epoch == membership.epoch + 1
     return after
 
 
-LEVEL: dict[str, Vector] = {node: {"x": 3} for node in "abcd"}
+def steps(membership: Membership) -> list[Membership]:
+    """The change, step by step, to its end."""
+    way = [membership]
+    while way[-1].change is not None:
+        way.append(stepped(way[-1]))
+        assert len(way) < 20, f"it does not end: {way[-1]}"
+    return way
 
 
-def test_a_newcomer_is_named_then_pulls_then_counts() -> None:
-    named = joining(THREE, 0, "d")
-    assert named.peers_of("a") == {0: ("b", "c", "d")}
-    assert named.peers_of("d") == {}
-    assert named.muted() == {0: frozenset("d")}
-    pulling = moved(named, LEVEL)
-    assert pulling.peers_of("d") == {0: ("a", "b", "c")}
-    assert pulling.muted() == {0: frozenset("d")}
-    member = moved(pulling, LEVEL)
-    assert member.muted() == {0: frozenset()}
-    assert member.change is None
+def sets(membership: Membership) -> dict[int, set[str]]:
+    return {number: set(nodes) for number, nodes in membership.replicas().items()}
 
 
-def test_a_newcomer_does_not_pull_before_every_node_has_confirmed_its_name() -> None:
-    named = joining(THREE, 0, "d")
-    assert step(named, LEVEL, confirmed=everybody(named, but="c")) is None
-    assert step(named, LEVEL) is not None
+def stages(membership: Membership, node: str) -> set[str | None]:
+    """How far the node is with the partitions that the change is to give it, or to take from it."""
+    assert membership.change is not None
+    return {membership.stage(number, node) for number in membership.change.moves}
 
 
-def test_a_newcomer_counts_once_it_has_what_the_others_had() -> None:
-    pulling = moved(joining(THREE, 0, "d"), LEVEL)
-    durable: dict[str, Vector] = {"a": {"x": 3}, "b": {"x": 2, "y": 1}, "c": {}, "d": {"x": 3}}
-    assert goal(pulling, durable) == {"x": 3, "y": 1}
-    assert step(pulling, durable) is None
-    assert step(pulling, {**durable, "d": {"x": 3, "y": 1}}, wanted=goal(pulling, durable)) is not None
+THREE = cluster(3)
 
 
-def test_a_leaver_is_dropped_once_enough_others_have_what_it_had() -> None:
-    going = leaving(founded({0: ("a", "b", "c", "d")}), 0, "d")
-    assert going.muted() == {0: frozenset("d")}
-    wanted = {"x": 3}
-    assert step(going, {"a": {"x": 3}, "b": {"x": 2}, "c": {}, "d": {"x": 3}}, wanted) is None
-    assert step(going, {"a": {"x": 3}, "b": {"x": 3}, "c": {}}, wanted, everybody(going, but="d")) is None
-    dropped = step(going, {"a": {"x": 3}, "b": {"x": 3}, "c": {}}, wanted)
-    assert dropped is not None
-    assert dropped.peers_of("d") == {}
-    assert dropped.peers_of("a") == {0: ("b", "c")}
+def test_partitions_join_all_at_once_named_then_pulling_then_counting_and_only_then_does_anybody_leave() -> None:
+    asked = proposed(THREE, "add", "d", Member(host="h", port=1))
+    assert asked.seats == THREE.seats, "a proposal gives nobody a seat: not all may have confirmed what was before it"
+    assert asked.change is not None and asked.change.total == len(asked.change.moves) == 6
+    named, pulling, member, leaving, over = steps(asked)[1:]
+    assert stages(named, "d") == {"named"} and named.peers_of("d") == {}
+    assert all("d" in peers for number, peers in named.peers_of("a").items() if number in named.moving())
+    assert stages(pulling, "d") == {"pulling"} and pulling.peers_of("d").keys() == pulling.moving().keys()
+    assert all(muted == {"d"} for number, muted in pulling.muted().items() if number in pulling.moving())
+    assert stages(member, "d") == {"member"} and member.moving() == {}
+    assert {stage for _, stage in leaving.moving().values()} == {"leaving"}
+    assert over.change is None and over.members.keys() == {*"abcd"} and over.moving() == {}
+    assert {len(nodes) for nodes in over.replicas().values()} == {3}
 
 
-def test_one_change_at_a_time() -> None:
-    named = joining(THREE, 0, "d")
-    with pytest.raises(ValueError, match="can't join"):
-        joining(named, 0, "e")
-    with pytest.raises(ValueError, match="can't leave"):
-        leaving(named, 0, "a")
-    with pytest.raises(ValueError, match="can't join"):
-        joining(THREE, 0, "a")
-    with pytest.raises(ValueError, match="can't leave"):
-        leaving(THREE, 0, "d")
+def test_nothing_follows_before_everybody_has_confirmed() -> None:
+    for membership in steps(proposed(cluster(4), "replace", "e", goes="b"))[:-1]:
+        for node in membership.nodes:
+            goals_of_all = goals(membership, said(membership))
+            late = everybody(membership, but=node)
+            assert membership.unconfirmed(late) == [node]
+            assert advance(membership, late, goals_of_all, said(membership), 2) is None
+            assert Goals().step(membership, late, said(membership), 2) is None
+
+
+def test_a_newcomer_counts_partition_by_partition_once_it_has_what_the_others_had() -> None:
+    pulling = steps(proposed(THREE, "add", "d"))[2]
+    assert pulling.change is not None
+    first, *rest = pulling.change.moves
+    durable = said(pulling, a={**LEVEL, first: {"x": 3, "y": 1}})
+    assert goals(pulling, durable)[first] == {"x": 3, "y": 1}
+    after = advance(pulling, everybody(pulling), goals(pulling, durable), durable, 2)
+    assert after is not None
+    assert after.stage(first, "d") == "pulling"
+    assert {after.stage(number, "d") for number in rest} == {"member"}
+
+
+def test_what_is_not_known_of_all_is_no_goal() -> None:
+    pulling = steps(proposed(THREE, "add", "d"))[2]
+    known = said(pulling)
+    del known["b"]
+    assert goals(pulling, known) == {}
+    assert advance(pulling, everybody(pulling), {}, said(pulling), 2) is None
+
+
+def test_a_goal_is_kept_while_more_is_written_and_set_anew_when_it_is_forgotten() -> None:
+    pulling = steps(proposed(THREE, "add", "d"))[2]
+    ahead: dict[int, Vector] = {number: {"x": 4} for number in LEVEL}
+    same = Goals()
+    assert same.step(pulling, everybody(pulling), said(pulling, d={number: {} for number in LEVEL}), 2) is None
+    now = said(pulling, a=ahead)
+    assert same.step(pulling, everybody(pulling), now, 2) is not None
+    assert Goals().step(pulling, everybody(pulling), now, 2) is None
+
+
+def test_nobody_leaves_before_who_came_has_what_a_majority_without_it_may_have_had() -> None:
+    member = steps(proposed(THREE, "add", "d"))[3]
+    assert member.change is not None and stages(member, "d") == {"member"}
+    number, *rest = member.change.moves
+    durable = said(member, a={**LEVEL, number: {"x": 4}}, b={**LEVEL, number: {"x": 4}})
+    after = advance(member, everybody(member), goals(member, durable), durable, 2)
+    assert after is not None and number not in after.moving() and after.moving().keys() == {*rest}
+
+
+def test_who_leaves_is_dropped_once_enough_others_and_a_majority_have_what_it_had() -> None:
+    leaving = steps(proposed(THREE, "add", "d"))[4]
+    assert leaving.change is not None
+    number, move = next(iter(leaving.change.moves.items()))
+    goer = str(move.frm)
+    others = sorted({*"abcd"} - {goer})
+    ahead: dict[int, Vector] = {other: {"x": 4} for other in LEVEL}
+    wanted = {number: {"x": 4}}
+
+    def dropped(*having: str, enough: int = 2) -> bool:
+        known = said(leaving, **dict.fromkeys(having, ahead))
+        after = advance(leaving, everybody(leaving), wanted, known, enough)
+        return after is not None and after.stage(number, goer) is None
+
+    assert goals(leaving, said(leaving, **{goer: ahead}))[number] == {"x": 4}
+    assert not dropped(goer) and not dropped(goer, others[0])
+    assert not dropped(others[0], enough=1), "a later majority need not have it"
+    assert dropped(others[0], others[1])
+
+
+def test_what_was_written_by_who_had_not_heard_of_the_leaving_is_handed_over_too() -> None:
+    leaving = steps(proposed(THREE, "add", "d"))[4]
+    assert leaving.change is not None
+    number, move = next(iter(leaving.change.moves.items()))
+    writer, *others = sorted({*"abcd"} - {str(move.frm)})
+    known = said(leaving, **{writer: {**LEVEL, number: {"x": 3, "y": 1}}})  # the leaver said its word before that
+    assert goals(leaving, known)[number] == {"x": 3, "y": 1}
+    after = advance(leaving, everybody(leaving), goals(leaving, known), known, 2)
+    assert after is not None and after.stage(number, str(move.frm)) == "leaving"
+    known[others[0]] = known[writer]
+    done = advance(leaving, everybody(leaving), goals(leaving, known), known, 2)
+    assert done is not None and done.stage(number, str(move.frm)) is None
+
+
+def test_a_goal_that_nobody_can_reach_any_more_is_set_anew() -> None:
+    pulling = steps(proposed(THREE, "add", "d"))[2]
+    lost = said(pulling, a={number: {"x": 4} for number in LEVEL})
+    same = Goals()
+    assert same.step(pulling, everybody(pulling), lost, 2) is None
+    assert same.step(pulling, everybody(pulling), said(pulling), 2) is not None, "the disk of a is an older one now"
+
+
+def test_who_goes_has_dropped_everything_before_it_is_no_member_any_more() -> None:
+    way = steps(proposed(cluster(4), "remove", goes="b"))
+    last, over = way[-2], way[-1]
+    assert "b" in last.members and last.peers_of("b") == {} and last.unconfirmed(everybody(last, but="b")) == ["b"]
+    assert "b" not in over.members and over.gone == {"b": over.epoch} and not over.refuses("b")
+    again = proposed(over, "add", "b")
+    assert again.gone == {} and "b" in again.members, "it may come back"
+
+
+def test_the_progress_is_told() -> None:
+    way = steps(proposed(THREE, "add", "d", by="nonce", now=NOW))
+    assert [one.progress() for one in way] == [(0, 6)] * 5 + [(0, 0)]
+    report = way[2].report(everybody(way[2], but="c"))
+    assert report["change"]["moving"] == {str(number): "d pulling" for number in way[2].moving()}
+    assert (report["change"]["done"], report["change"]["total"], report["change"]["waits_for"]) == (0, 6, ["c"])
+    assert described(way[2]) == "d is being added (0 of 6 partitions have moved; begun by nonce)"
+    assert way[-1].report({})["change"] is None
+    msgspec.json.encode(report)
+
+
+def test_what_is_refused_says_why_and_changes_nothing() -> None:
+    four = cluster(4)
+    moving = steps(proposed(four, "remove", goes="b", by="nonce"))[3]
+    buried = steps(proposed(four, "remove", goes="b", dead=True))[-1]
+    there = replace(four, members={**four.members, "a": Member(host="h", port=8788)})
+    refused: list[tuple[str, Membership, dict[str, Any]]] = [
+        (
+            "b is being removed (0 of 6 partitions have moved; begun by nonce): wait",
+            moving,
+            {"kind": "add", "node": "e"},
+        ),
+        ("is in the cluster already", four, {"kind": "add", "node": "d"}),
+        ("is in the cluster already", four, {"kind": "replace", "node": "d", "goes": "a"}),
+        ("no id for a node", four, {"kind": "add", "node": "-x"}),
+        ("no id for a node", four, {"kind": "add", "node": ""}),
+        ("no id for a node", four, {"kind": "add", "node": "x" * 64}),
+        ("not in the cluster: name one of a, b, c, d", four, {"kind": "remove", "goes": "e"}),
+        ("every partition is kept on 3: add a node first", THREE, {"kind": "remove", "goes": "a"}),
+        ("every partition is kept on 3: add a node first", THREE, {"kind": "remove", "goes": "a", "dead": True}),
+        ("belongs to remove, replace, cancel", four, {"kind": "add", "node": "e", "dead": True}),
+        ("given up as dead", buried, {"kind": "add", "node": "b"}),
+        ("address of a already", there, {"kind": "add", "node": "e", "member": Member(host="h", port=8788)}),
+        ("nothing to cancel", four, {"kind": "cancel"}),
+        ("turned back already", proposed(moving, "cancel"), {"kind": "cancel"}),
+        ("for a node that died meanwhile", moving, {"kind": "cancel", "goes": "b"}),
+        ("not in the cluster", moving, {"kind": "cancel", "dead": True}),
+        ("is no change of the cluster", four, {"kind": "rename", "node": "e"}),
+    ]
+    for reason, membership, asked in refused:
+        before = to_json(membership)
+        with pytest.raises(InvalidInput) as error:
+            proposed(membership, **asked)
+        assert reason in str(error.value), asked
+        assert to_json(membership) == before
+
+
+CHANGES: list[tuple[int, dict[str, Any]]] = [
+    (3, {"kind": "add", "node": "h"}),
+    (5, {"kind": "add", "node": "h"}),
+    (4, {"kind": "remove", "goes": "b"}),
+    (6, {"kind": "remove", "goes": "b"}),
+    (3, {"kind": "replace", "node": "h", "goes": "b"}),
+    (5, {"kind": "replace", "node": "h", "goes": "b"}),
+]
+
+
+def check_step(before: Membership, after: Membership, factor: int = 3) -> None:
+    """What holds at every step of every change."""
+    for number, seats in after.seats.items():
+        moving = [node for node, seat in seats.items() if seat.stage != "member"]
+        assert len(moving) <= 1, f"{moving} in {number} at once"
+        living = [node for node, seat in seats.items() if seat.stage == "member" and node not in after.dead]
+        dead = seats.keys() & {*after.dead}  # an operator left it there, when something else was more urgent
+        lost = set(before.replicas()[number]) - set(living) - dead
+        assert len(living) + len(dead) >= factor or not lost, f"partition {number} is on {living}, without {lost}"
+    assert from_json(to_json(after)) == after
+
+
+@pytest.mark.parametrize(("count", "change"), CHANGES)
+def test_every_change_keeps_as_many_replicas_and_ends_even(count: int, change: dict[str, Any]) -> None:
+    way = steps(proposed(cluster(count, 24), **change))
+    for before, after in pairwise(way):
+        check_step(before, after)
+    shares = Counter(node for nodes in way[-1].replicas().values() for node in nodes)
+    assert {len(nodes) for nodes in way[-1].replicas().values()} == {3}
+    assert shares.keys() == way[-1].members.keys() and max(shares.values()) - min(shares.values()) <= 1
+
+
+@pytest.mark.parametrize(("count", "change"), CHANGES)
+def test_a_change_is_turned_back_from_any_point_and_everything_is_where_it_was(
+    count: int, change: dict[str, Any]
+) -> None:
+    whole = cluster(count, 24)
+    for step in steps(proposed(whole, **change))[:-1]:
+        assert step.change is not None
+        for done in (set(), set(sorted(step.change.moves)[::2])):
+            halfway = ahead_by(step, done)
+            back = proposed(halfway, "cancel")
+            assert back.seats == halfway.seats
+            way = [halfway, *steps(back)]
+            for before, after in pairwise(way):
+                check_step(before, after)
+            assert sets(way[-1]) == sets(whole) and way[-1].members == whole.members
+            turned_away = {change.get("node")} - {None}
+            assert way[-1].gone.keys() == turned_away
+
+
+def ahead_by(membership: Membership, some: set[int]) -> Membership:
+    """The same change when some of its partitions are level, and go on, while others are not."""
+    for _ in range(4):
+        after = Goals().step(membership, everybody(membership), said_unevenly(membership, some), 2)
+        if after is None or after.change is None:
+            break
+        membership = after
+    return membership
+
+
+def test_partitions_that_are_level_go_on_while_others_are_not_and_are_turned_back_all_the_same() -> None:
+    named = steps(proposed(THREE, "add", "d"))[1]
+    some = set(list(named.moving())[:3])
+    halfway = ahead_by(named, some)
+    assert halfway.progress() == (3, 6) and halfway.change is not None and halfway.change.done.keys() == some
+    assert stages(halfway, "d") == {"pulling"}
+    assert all("d" in halfway.replicas()[number] for number in some)
+
+
+def test_nobody_waits_for_the_dead_and_it_counts_for_nothing() -> None:
+    four = cluster(4)
+    asked = proposed(four, "remove", goes="b", dead=True)
+    assert asked.refuses("b") and asked.gone == {"b": asked.epoch}
+    assert asked.unconfirmed(everybody(asked, but="b")) == []
+    assert all("b" not in nodes for nodes in asked.replicas().values())
+    assert all("b" in asked.muted()[number] for number in four.peers_of("b"))
+    assert asked.counted("b", 99, LEVEL) == {}
+    way = [asked]
+    while way[-1].change is not None:
+        now = way[-1]
+        known = {node: vectors for node, vectors in said(now).items() if node != "b"}
+        after = Goals().step(now, everybody(now, but="b"), known, 2)
+        assert after is not None
+        check_step(now, after)
+        assert now.change is not None
+        kept = {n for n in now.peers_of("b") if now.stage(n, str(now.change.moves[n].to)) != "member"}
+        assert kept <= after.peers_of("b").keys(), "its seats go once another node has the partition"
+        way.append(after)
+    assert "b" not in way[-1].nodes and way[-1].refuses("b")
+    assert {len(nodes) for nodes in way[-1].replicas().values()} == {3}
+
+
+def test_when_the_newcomer_dies_as_well_it_is_turned_away_without_its_word() -> None:
+    for step in steps(proposed(THREE, "add", "d"))[:-1]:
+        back = proposed(step, "cancel", dead=True)
+        way = [step, back]
+        while way[-1].change is not None:
+            now = way[-1]
+            known = {node: vectors for node, vectors in said(now).items() if node != "d"}
+            after = Goals().step(now, everybody(now, but="d"), known, 2)
+            assert after is not None
+            way.append(after)
+        assert sets(way[-1]) == sets(THREE) and way[-1].refuses("d") and way[-1].members == THREE.members
+
+
+def test_what_came_from_a_dead_node_stays_where_it_is_when_the_change_is_turned_back() -> None:
+    named = steps(proposed(THREE, "replace", "d", goes="b", dead=True))[1]
+    some = set(list(named.moving())[:3])
+    halfway = ahead_by(named, some)
+    assert halfway.change is not None and halfway.change.done.keys() == some
+    stopped = steps(proposed(halfway, "cancel"))[-1]
+    assert stopped.peers_of("d").keys() == some and stopped.peers_of("b").keys() == stopped.seats.keys() - some
+    assert stopped.members.keys() == {*"abcd"} and all("b" not in nodes for nodes in stopped.replicas().values())
+    whole = steps(proposed(stopped, "replace", "e", goes="b"))[-1]
+    assert whole.members.keys() == {*"acde"} and {len(nodes) for nodes in whole.replicas().values()} == {3}
+
+
+def test_a_node_that_dies_while_another_goes_is_given_up_and_then_replaced() -> None:
+    four = cluster(4)
+    for step in steps(proposed(four, "remove", goes="b"))[:-2]:
+        stopped = steps(proposed(step, "cancel", goes="c", dead=True))[-1]
+        assert stopped.members.keys() == {*"abcd"} and stopped.refuses("c")
+        assert stopped.peers_of("c") or all("c" not in nodes for nodes in sets(stopped).values())
+        whole = steps(proposed(stopped, "replace", "e", goes="c"))[-1]
+        assert whole.members.keys() == {*"abde"} and whole.moving() == {}
+        assert {len(nodes) for nodes in whole.replicas().values()} == {3}
+
+
+def test_the_replacement_of_a_dead_node_can_be_stopped_and_given_to_another() -> None:
+    for step in steps(proposed(THREE, "replace", "d", goes="b", dead=True))[:-1]:
+        stopped = steps(proposed(step, "cancel", dead=True))[-1]
+        assert {*stopped.dead} == {"b", "d"} and {"a", "c"} <= stopped.members.keys()
+        for gone, fresh in zip(sorted(stopped.members.keys() & {*stopped.dead}), "ef", strict=False):
+            stopped = steps(proposed(stopped, "replace", fresh, goes=gone))[-1]
+        assert {len(nodes) for nodes in stopped.replicas().values()} == {3}
+        assert not stopped.members.keys() & {"b", "d"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(3, 6), st.integers(1, 8))
+def test_whatever_operators_do_nothing_is_lost_and_all_ends_well(seed: int, count: int, partitions: int) -> None:
+    chance, now = Random(seed), cluster(count, partitions)
+    for _ in range(40):
+        before = now
+        if now.change is not None and chance.random() < 0.9:
+            level = {number for number in now.seats if chance.random() < 0.7}
+            now = Goals().step(now, everybody(now), said_unevenly(now, level), 2) or now
+        else:
+            kinds: list[Kind] = ["add", "remove", "replace"]
+            kind: Kind = chance.choice(kinds) if now.change is None else "cancel"
+            node = chance.choice("abcdefgh") if kind in ("add", "replace") else ""
+            goes = chance.choice("abcdefgh") if kind in ("remove", "replace") else ""
+            dead = kind != "add" and len(now.dead) < 1 and chance.random() < 0.2
+            try:
+                now = proposed(now, kind, node, goes=goes, dead=dead)
+            except InvalidInput:
+                continue
+        check_step(before, now)
+    end = steps(now)[-1]
+    assert end.moving() == {} and end.nodes == end.members.keys()
+    assert all(len(end.seats[number]) >= 3 for number in end.seats)
 
 
 def test_what_a_node_said_before_it_was_dropped_does_not_count_once_it_is_named_again() -> None:
-    going = leaving(founded({0: ("a", "b", "c", "d")}), 0, "d")
-    again = joining(moved(going, LEVEL), 0, "d")
-    assert again.counted("d", going.epoch, {0: {"x": 3}}) == {}
-    assert again.counted("d", again.epoch, {0: {"x": 3}}) == {0: {"x": 3}}
-    assert again.counted("a", 1, {0: {"x": 3}, 7: {}}) == {0: {"x": 3}}
+    added = steps(proposed(THREE, "add", "d"))[-1]
+    gone = steps(proposed(added, "remove", goes="d"))[-1]
+    again = steps(proposed(gone, "add", "d"))[1]
+    number = next(iter(again.moving()))
+    assert again.counted("d", gone.epoch, {number: {"x": 3}}) == {}
+    assert again.counted("d", again.epoch, {number: {"x": 3}}) == {number: {"x": 3}}
+    assert again.counted("a", 1, {number: {"x": 3}, 77: {}}) == {number: {"x": 3}}
+
+
+def test_the_largest_register_is_read_as_it_was_written_and_fits_into_a_message() -> None:
+    names = [f"{number:02d}".ljust(63, "n") for number in range(12)]
+    replicas = placed(1_024, names, 3, {})
+    members = {name: Member(host="h" * 253, port=65_535, zone="z" * 63) for name in names}
+    whole = founded(replicas, members, Settings(partitions=1_024, factor=3))
+    asked = proposed(whole, "replace", "x" * 63, Member(), goes=names[0])
+    for step in steps(asked):
+        raw = to_json(step)
+        assert from_json(raw) == step
+        assert len(raw) < 512 * 1024
+    assert list(msgspec.json.decode(to_json(whole))["seats"])[:3] == ["0", "1", "2"]
 
 
 class Shelf:
@@ -163,6 +507,27 @@ def test_a_tombstone_waits_for_who_joins_and_not_for_who_left() -> None:
     assert partition.stable(one.peers[0]) == {one.actor: 1}
     one.change_peers({0: ("b", "c")}, {})  # back again: what it said before is forgotten
     assert partition.stable(one.peers[0]) == {}
+
+
+def test_who_has_no_seat_any_more_is_given_no_page() -> None:
+    one = replica()
+    assert one.may_pull(0, "r/b@1") and one.may_pull(0, "r/b@7")
+    one.change_peers({0: ("c",)}, {})
+    assert not one.may_pull(0, "r/b@1"), "tombstones are dropped without waiting for it"
+    assert one.may_pull(0, "elsewhere/b@1") and one.may_pull(0, ""), "a bridge, or who says nothing"
+
+
+def test_what_is_held_back_of_a_dead_node_does_not_wait_for_what_is_lost_with_it() -> None:
+    one = replica()
+    change = Change(id="m", time=1, agent="agent", operation="s-1", alive=True, content="text")
+    second = Delta(partition=0, actor="r/b@1", first=2, deps={}, changes=[change])
+    for others, muted in ((("b", "c"), frozenset("b")), (("c",), frozenset[str]())):
+        one.change_peers({0: ("b", "c")}, {})
+        one.receive(second, encode(second), NOW)
+        one.change_peers({0: ("b", "c")}, {})
+        assert one.partitions[0].waiting_changes == 1, "it may come yet"
+        one.change_peers({0: others}, {0: muted})
+        assert not one.partitions[0].waiting and one.partitions[0].waiting_changes == 0
 
 
 def test_a_partition_that_is_dropped_takes_nothing_any_more_and_begins_empty_when_it_comes_back() -> None:

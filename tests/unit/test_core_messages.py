@@ -24,10 +24,14 @@ from crdt_spine.core.messages import (
     Get,
     Hello,
     NodeInfo,
+    RecordsAnswer,
+    RecordsRequest,
     Request,
     Response,
     Result,
     Store,
+    StraysAnswer,
+    StraysRequest,
     SyncPage,
     SyncRequest,
     Unreadable,
@@ -64,6 +68,10 @@ EXAMPLES: list[Any] = [
         cluster="c", region="r", node="a", state="up", nodes=[NodeInfo(id="a")], partitions=64, factor=3, write_quorum=2
     ),
     Bundle(deltas=[msgspec.Raw(b"{}"), msgspec.Raw(b"[1,2]")]),
+    RecordsRequest(have=[("m", {"r/a@1": 7}), ("n", {})]),
+    RecordsAnswer(through=2, states=[(0, msgspec.Raw(b"[1]"))], absent=(1,)),
+    StraysRequest(partitions=(3, 5)),
+    StraysAnswer(keys={3: ({"r/a@1": 7}, b"keys")}),
 ]  # fmt: skip
 every = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 

@@ -265,8 +265,13 @@ def test_the_table_of_messages_has_them_all() -> None:
     rows = _rows(ARCHITECTURE, "## Messages")
     assert sorted(row[1].strip("`") for row in rows[1:]) == sorted(_message_types())
     own = subjects.Subjects("<cluster>")
-    made = {subjects.DISCOVERY_SUBJECT, own.gossip("<node>"), own.delta(0).replace("0", "<partition>")}
-    made |= {make("<node>") for make in (own.rpc, own.ack, own.sync, own.feed)}
+    made = {
+        subjects.DISCOVERY_SUBJECT,
+        own.gossip("<node>"),
+        own.vectors("<node>"),
+        own.delta(0).replace("0", "<partition>"),
+    }
+    made |= {make("<node>") for make in (own.rpc, own.ack, own.sync, own.feed, own.record, own.strays, own.claim)}
     assert {row[0].strip("`") for row in rows if row[0].startswith("`")} == made
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core.clock import HybridClock
-from crdt_spine.core.messages import Delta, FeedBatch, FeedOpen, Store, encode
-from crdt_spine.core.replica import Replica
+from crdt_spine.core.messages import Delete, Delta, FeedBatch, FeedOpen, Store, encode
+from crdt_spine.core.replica import Event, Replica
 from crdt_spine.core.selection import Selection
 from crdt_spine.node.committer import Committer
-from crdt_spine.node.feeds import Feeds
+from crdt_spine.node.feeds import Feeds, _kind
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.storage.sqlite import SqliteEngine
 
@@ -60,3 +60,18 @@ async def test_what_a_subscriber_wrote_before_is_no_news_though_its_node_did_not
     committer.close()
     engine.close()
     other.close()
+
+
+def test_a_deletion_that_came_by_sync_is_told_though_the_node_never_had_the_memory() -> None:
+    """A feed moved to a node that had missed memory and deletion; a sync brought the tombstone, nobody was told."""
+    engine = SqliteEngine.open(":memory:")
+    kept = RecordStore(engine)
+    source = Replica("a", "r/a@1", kept, HybridClock(), {0: ("b",)}, 1)
+    source.write(0, Store(i=1, id="m", content="x", tags=("t",)), "agent", "s-1", NOW, None)
+    source.write(0, Delete(i=2, id="m"), "agent", "s-2", NOW, None)
+    tombstone = kept.get("m")
+    assert tombstone is not None
+    event = Event(0, None, tombstone, "", 0)
+    assert _kind(event, Selection(tags=("t",))) == "deleted"
+    assert _kind(event, Selection(tags=("other",))) is None
+    engine.close()

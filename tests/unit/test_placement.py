@@ -7,10 +7,11 @@ import uuid
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crdt_spine.core.placement import balanced, generated_id, partition_of, placement_hash, replicas_of
+from crdt_spine.core.placement import balanced, generated_id, partition_of, placed, placement_hash, replicas_of
+from crdt_spine.core.rebalancing import Move, plan
 from crdt_spine.core.ring import ConsistentHashRing
 
 hashes = st.integers(0, 0xFFFF)
@@ -159,3 +160,33 @@ def test_a_fourth_node_takes_about_a_quarter_of_the_data_and_moves_nothing_else(
         assert after - before <= {"spine-4"}
         taken += "spine-4" in after
     assert 0.18 < taken / (64 * 3) < 0.32
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_a_node_that_comes_changes_few_preferences_but_those_it_takes(count: int) -> None:
+    names = [f"spine-{number}" for number in range(1, count + 1)]
+    before = placed(64, names, 3, {})
+    moves = plan(before, dict.fromkeys(names), 3, comes="fresh")
+    after: dict[int, list[str]] = {}
+    for number, nodes in before.items():
+        move = moves.get(number, Move(None, None))
+        after[number] = [node for node in nodes if node != move.frm] + ([move.to] if move.to else [])
+    old, new = balanced(before), balanced(after)
+    changed = sum(old[number][0] != new[number][0] for number in old)
+    taken = sum(nodes[0] == "fresh" for nodes in new.values())
+    assert taken in (64 // (count + 1), 64 // (count + 1) + 1)
+    assert changed <= 32, "half of them, and a quarter must"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(st.integers(0, 63), st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True)))
+def test_no_chain_of_preferences_would_be_more_even(replicas: dict[int, list[str]]) -> None:
+    layout = balanced(replicas)
+    load = Counter(nodes[0] for nodes in layout.values())
+    above = {node: {other for nodes in layout.values() if nodes[0] == node for other in nodes} for node in "abcdef"}
+    for source in above:
+        reached, new = {source}, {source}
+        while new:
+            new = {other for node in new for other in above[node]} - reached
+            reached |= new
+        assert all(load[other] >= load[source] - 1 for other in reached), (source, load)

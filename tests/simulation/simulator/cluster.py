@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from crdt_spine.core.placement import placed
 from simulator.checkers import Checker
 from simulator.history import History
 from simulator.network import Network
@@ -16,15 +17,12 @@ from simulator.world import World
 
 if TYPE_CHECKING:
     from simulator.agents import Agent
-
-PARTITIONS = 2
+LOOK_MILLISECONDS = 300  # between two looks at the register when all is to become well
 
 
 class Cluster:
-    """At first every node holds every partition, but for the `spares`. `without` names a rule that is taken away
-    (rules.py); `counts` proves what happened."""
-
-    partitions = PARTITIONS
+    """At first the nodes but the `spares` hold the partitions, each of them on `factor` nodes, or on all of these.
+    `without` names a rule that is taken away (rules.py); `counts` proves what happened."""
 
     def __init__(
         self,
@@ -37,12 +35,16 @@ class Cluster:
         checkers: Sequence[Checker],
         without: str | None = None,
         retirement_seconds: float = float("inf"),
+        partitions: int = 2,
+        factor: int | None = None,
     ) -> None:
         self.world = world
         self.network = network
         self.without = without
         self.retirement_seconds = retirement_seconds
         self.announce_milliseconds = announce_milliseconds
+        self.partitions = partitions
+        self.healing = False
         self._looks = looks
         self.counts: Counter[str] = Counter()
         self.history = History()
@@ -57,7 +59,8 @@ class Cluster:
         self.on_crash: Callable[[Node, str], None] = lambda node, where: None
         founders = [f"n{index}" for index in range(len(skews))]
         self.write_quorum = min(2, len(founders))
-        self.register = Register(dict.fromkeys(range(PARTITIONS), founders))
+        replicas = placed(partitions, founders, factor, {}) if factor else dict.fromkeys(range(partitions), founders)
+        self.register = Register(replicas, founders, factor or len(founders))
         self.names = founders + [f"n{len(founders) + index}" for index in range(spares)]
         clocks = zip(self.names, [*skews, *[0] * spares], strict=True)
         self.nodes = {name: Node(self, name, skew) for name, skew in clocks}
@@ -69,9 +72,11 @@ class Cluster:
         for watcher in self._watchers[what]:
             watcher(*about)
 
-    def look_milliseconds(self, name: str) -> int:
-        """At most so much passes between two looks at the register; the first node may be slower than the others."""
-        return self._looks[name == self.names[0]]
+    def look_milliseconds(self, name: str, *, late: bool = False) -> int:
+        """At most so much passes between two looks at the register. The first node may hear of a newcomer `late`."""
+        if self.healing:
+            return LOOK_MILLISECONDS
+        return self._looks[late and name == self.names[0]]
 
     def crashed(self, node: Node, where: str) -> None:
         """A node has died there."""
@@ -79,7 +84,7 @@ class Cluster:
         self.on_crash(node, where)
 
     def partition_of(self, id: str) -> int:
-        return int(id[1:]) % PARTITIONS
+        return int(id[1:]) % self.partitions
 
     def holders(self, number: int) -> list[Node]:
         """The nodes that must have all of a partition in the end."""

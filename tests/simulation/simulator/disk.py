@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
+import msgspec
+
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, within
-from crdt_spine.core.membership import Membership
+from crdt_spine.core.membership import Membership, founded
 from crdt_spine.core.record import Record
 
 ROW_MILLISECONDS_MIN = 8_000  # a row stays at least so long: an agent's straggling message may name its operation
 
-NOBODY = Membership(0, {})
+NOBODY = msgspec.structs.replace(founded({}), epoch=0)
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,10 @@ class Faults:
         """It is to die at some boundary; at once, or once it has passed there a few times."""
         chance = self.world.random
         doom = (chance.choice(self.boundaries), chance.choice([0, 0, 1, 3]))
-        change = self.cluster.register.membership.change
-        if doom[0] == DROPPED and change is not None and self.cluster.nodes[change[1]].running:
-            node, doom = self.cluster.nodes[change[1]], (DROPPED, 0)  # nobody else will be dropped so soon
+        moving = self.cluster.register.membership.moving().values()
+        leaver = next((self.cluster.nodes[name] for name, stage in moving if stage == "leaving"), None)
+        if doom[0] == DROPPED and leaver is not None and leaver.running:
+            node, doom = leaver, (DROPPED, 0)  # nobody else will be dropped so soon
         node.doomed, life = doom, node.life
 
         def die() -> None:

@@ -100,7 +100,9 @@ class Node:
     # -- coming up and going down -----------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Recover from the disk, look who holds what, then shake hands."""
+        """Recover from the disk, look who holds what, then shake hands. Who was given up as dead does not start."""
+        if self._is_given_up():
+            return
         self.life += 1
         self.running, self.serving, self.doomed = True, False, None
         checkpoint = self.disk.checkpoint
@@ -138,8 +140,10 @@ class Node:
         self.through = self.disk.last
         self._wake = self._commit_planned = self._committing = False
         self._adopting = False
+        self._overlooked = 0  # the newest epoch with a newcomer that it did not see when it looked
         self._barriers: list[Callable[[], None]] = []
         self._answers: dict[int, Answer] = {}
+        self._asked: dict[int, tuple[int, int]] = {}  # ticket -> partition, and the epoch when it was coordinated
         self.repair = Repair(self)
         vectors = {number: dict(p.vector) for number, p in self.replica.partitions.items()}
         self.tell(f"starts as {self.actor} with {vectors}")
@@ -172,7 +176,7 @@ class Node:
         raise Crash
 
     def _handshake(self, deadline: int) -> None:
-        peers = {peer for peers in self.replica.peers.values() for peer in peers}
+        peers = {peer for peers in self.replica.peers.values() for peer in peers} - {*self.membership.dead}
         unheard = peers - self.repair.answered
         if unheard and not self.repair.usurped and self.world.now < deadline:
             self.later(HANDSHAKE_MILLISECONDS // 5, lambda: self._handshake(deadline))
@@ -241,16 +245,31 @@ class Node:
         return stage if stage == self.seen.stage(number, self.name) else None
 
     def _look_regularly(self) -> None:
-        self.look_at_register()
-        self.later(self.world.between(20, self.cluster.look_milliseconds(self.name)), self._look_regularly)
+        register = self.cluster.register.membership
+        late = register.epoch > self._overlooked and "named" in {stage for _, stage in register.moving().values()}
+        if late:
+            self._overlooked = register.epoch
+        else:
+            self.look_at_register()
+        self.later(self.world.between(20, self.cluster.look_milliseconds(self.name, late=late)), self._look_regularly)
 
     def look_at_register(self) -> None:
         """Adopt what is new there."""
+        if self._is_given_up():
+            self.crash("for good")
+            return
         register = self.cluster.register
         if not self._adopting:
             register.confirm(self.name, self.membership.epoch)  # it may have died before it did
             if register.membership.epoch > self.membership.epoch:
                 self._adopt(register.membership)
+
+    def _is_given_up(self) -> bool:
+        dead = self.cluster.register.membership.refuses(self.name) and self.cluster.without != "given-up"
+        if dead:
+            self.tell("is told that it was given up as dead, and stops")
+            self.cluster.counts["told that it is dead"] += 1
+        return dead
 
     def _adopt(self, membership: Membership) -> None:
         """Act on a step; keep it; then confirm it. What is no longer held here, or was dropped here and is given anew,
@@ -383,7 +402,10 @@ class Node:
         if node.stopped is not None:
             node.stopped.append(partial(self._arrive, node, life, epoch, deliver))
         elif node.running and node.life == life and self.disk_epoch == epoch:
-            deliver(node)
+            if node.seen.refuses(self.name) and self.cluster.without != "given-up":
+                self.cluster.counts["refused from the dead"] += 1
+            else:
+                deliver(node)
 
     def records_ahead(self) -> bool:
         """Is there a record with a change that the vector does not have yet?"""
@@ -461,6 +483,7 @@ class Node:
             answer("refused", refused.error)
             return
         self._answers[ticket] = answer
+        self._asked[ticket] = number, self.membership.epoch
         self.touch()
 
     def read(self, id: str, token: Vector, answer: Answer) -> None:
@@ -497,6 +520,8 @@ class Node:
 
     def _done(self, waiting: Waiting) -> None:
         self.boundary("before an answer")
+        number, epoch = self._asked[waiting.ticket]
+        self.cluster.check("confirmed", self, number, waiting, epoch == self.seen.epoch)
         self._answers.pop(waiting.ticket)("done", waiting)
 
     def _expire(self) -> None:

@@ -235,6 +235,9 @@ class Repair:
         retired = request.disk in node.replica.retirement.retired and node.cluster.without != "retired"
         if request.partition not in node.replica.partitions or retired:
             return
+        if not node.replica.may_pull(request.partition, request.disk) and node.cluster.without != "joined-first":
+            node.cluster.counts["page refused"] += 1
+            return
         durable = node.replica.durable[request.partition]
         upto = dict(durable) if request.upto is None else request.upto
         if not within(upto, durable) or (request.whole and node.suspect):

@@ -1,7 +1,8 @@
 """Rules that can be taken away, to see that the checkers notice: each of them must break some seed.
 
 Some of them are the shell's rather than the core's (`SHELLS`): node.py, repair.py and operator.py look at
-`Cluster.without` for those.
+`Cluster.without` for those. Of "given-up" half is the shell's. With "joined-first" goes that nodes who do not know of
+the newcomer give it no page, which would hide most of what comes of it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from crdt_spine.core import membership as memberships
 from crdt_spine.core import orset
 from crdt_spine.core import partition as partitions
 from crdt_spine.core import replica as replicas
 from crdt_spine.core.causality import Vector, join, within
+from crdt_spine.core.membership import Membership
 from crdt_spine.core.messages import Announcement, Delta
 from crdt_spine.core.partition import Partition
 from crdt_spine.core.record import apply, merge
@@ -23,7 +26,9 @@ from crdt_spine.core.replica import Replica
 from simulator import speakers
 
 #: Rules of the shell.
-SHELLS = ("last-page", "persist-before-send", "journal-first", "token", "builds-on", "joined-first", "handed-over")
+SHELLS = (
+    "last-page", "persist-before-send", "journal-first", "token", "builds-on", "joined-first", "handed-over", "level",
+)  # fmt: skip
 
 RULES = {
     "deps": "rule 2: a change waits for what its coordinator had seen",
@@ -46,6 +51,9 @@ RULES = {
     "rolled-back": "a node that finds its disk rolled back takes a new name and compares everything",
     "joined-first": "a newcomer pulls once all others have confirmed that they know of it",
     "handed-over": "a leaver is dropped once the others have its changes",
+    "level": "a newcomer counts once it has what the others had",
+    "member-first": "a leaver goes once the one that comes for it is a member",
+    "given-up": "who was given up as dead counts for nothing, nothing of it is taken, and it must not start",
     "no-holes": "an entry of a thread is shown if nothing before it can be missing",
     "thread-order": "a thread is shown in causal order, not in that of time",
 }
@@ -95,6 +103,14 @@ def _heed_all(self: Replica, announcement: Announcement) -> bool:
     return True
 
 
+def _leave_first(seats: Mapping[str, Any], move: memberships.Move, dead: Any) -> Any:
+    if move.frm in seats and move.to in seats:
+        return _next(seats, memberships.Move(None, move.frm), dead)
+    return _next(seats, move, dead)
+
+
+_next = memberships._next
+
 _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "deps": (Partition, "_due", lambda self, delta, latest: delta.changes[-1].time <= latest),
     "record-deps": (partitions, "join_into", lambda target, other: None),
@@ -109,6 +125,8 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "forgotten": (Partition, "merge_records", _merge_forgotten),
     "retired": (Replica, "heed", _heed_all),
     "rolled-back": (Replica, "lost", lambda self, announcement: False),
+    "member-first": (memberships, "_next", _leave_first),
+    "given-up": (Membership, "_counts", lambda self, node, seat: seat.stage == "member"),
     "no-holes": (speakers, "visible", lambda entries, cut: (entries, {})),
     "thread-order": (speakers, "causal_order", lambda entries: sorted(entries, key=lambda entry: entry.place)),
 }  # fmt: skip

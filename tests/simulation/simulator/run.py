@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from simulator.checkers.meaning import Meaning
 from simulator.checkers.publishing import Publishing
 from simulator.checkers.resurrection import Resurrection
 from simulator.checkers.retries import Retries
+from simulator.checkers.seating import Seating
 from simulator.checkers.sessions import Sessions
 from simulator.checkers.tags import Tags
 from simulator.checkers.threads import Threads
@@ -39,6 +41,7 @@ CHANGING_MILLISECONDS_MAX = 60_000  # for a change of the membership to end
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
 SPEAKERS = 2
+OPERATORS = 2
 WAITING_CHANGES_MAX = 5  # as few as may be held back, so that the bound is reached
 
 
@@ -64,7 +67,7 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
     agents: list[Agent] = []
     checkers = [
         Retries(), Identity(), Resurrection(), Tags(), Meaning(), Sessions(), Publishing(), Vectors(), Causality(),
-        Threads(), Bounds(), Durability(), Convergence(), Liveness(agents),
+        Threads(), Bounds(), Seating(), Durability(), Convergence(), Liveness(agents),
     ]  # fmt: skip
     counts: dict[str, int] = {}
     problem = ""
@@ -94,7 +97,7 @@ def _run(
     network = Network(world, scenario.weather)
     cluster = Cluster(
         world, network, scenario.skews, scenario.spares, scenario.announce, scenario.looks, checkers, without,
-        scenario.retirement,
+        scenario.retirement, scenario.partitions, scenario.factor,
     )  # fmt: skip
     cluster.agents = agents
     agents += [
@@ -104,11 +107,14 @@ def _run(
     agents += [Speaker(cluster, f"speaker{index}", scenario.agent_pause_max * 5) for index in range(SPEAKERS)]
     boundaries = BOUNDARIES + (MEMBERSHIP_BOUNDARIES if scenario.operator_pause_max else ())
     faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, boundaries, rollback=scenario.rollback)
-    operator = Operator(cluster, scenario.operator_pause_max)
+    deaths = int(scenario.deaths and not scenario.rollback)
+    operators = [Operator(cluster, scenario.operator_pause_max, deaths) for _ in range(OPERATORS)]
     world.run_until(scenario.trouble)
     while sum(agent.count for agent in agents) < OPERATIONS_MIN:
         world.run_until(world.now + 1_000)
-    faults.over = operator.over = True
+    faults.over = cluster.healing = True
+    for operator in operators:
+        operator.over = True
     network.heal()
     world.tell("network", "everything works from now on")
     for agent in agents:
@@ -130,6 +136,7 @@ def _run(
         for outcome, times in agent.outcomes.items():
             counts[f"operation {outcome}"] = counts.get(f"operation {outcome}", 0) + times
     counts |= {f"fault {kind}": times for kind, times in faults.counts.items()}
-    counts |= {f"membership {kind}": times for kind, times in operator.counts.items()}
+    changes = sum((operator.counts for operator in operators), Counter[str]())
+    counts |= {f"membership {kind}": times for kind, times in changes.items()}
     counts |= cluster.counts
     counts |= {f"message {kind}": times for kind, times in network.counts.items()}

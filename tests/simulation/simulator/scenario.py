@@ -25,9 +25,12 @@ class Scenario(NamedTuple):
     rollback: bool
     faults: tuple[str, ...] = FAULTS  # repeated is likelier
     trouble: int = 12_000  # at least
+    partitions: int = 2
+    factor: int | None = None  # replicas of each partition; None: every node but the spares
     spares: int = 0  # nodes that hold nothing at first
     operator_pause_max: int = 0  # 0: the membership stays as it is
-    looks: tuple[int, int] = (1_500, 1_500)  # at most, between two looks at the register; the second is n0's
+    deaths: bool = False  # a node may be given up as dead
+    looks: tuple[int, int] = (1_500, 1_500)  # at most, between two looks at the register; n0 hears of newcomers later
     retirement: float = float("inf")  # seconds of silence after which a node is retired
 
     @classmethod
@@ -37,7 +40,7 @@ class Scenario(NamedTuple):
             return SCENARIOS[chance.choice([*SCENARIOS])]
         nodes = chance.choice([3, 3, 4, 5])
         spares = chance.choice([0, 0, 1]) if nodes < 5 else 0
-        return cls(
+        scenario = cls(
             Weather.of(chance),
             tuple(chance.choice([0, 0, 100, -300, 3_000, -3_600_000]) for _ in range(nodes)),
             Habit.of(chance, nodes),
@@ -49,6 +52,9 @@ class Scenario(NamedTuple):
             spares=spares,
             operator_pause_max=chance.choice([500, 4_000]) if spares or chance.random() < 0.2 else 0,
         )
+        if scenario.operator_pause_max:
+            scenario = scenario._replace(partitions=4, factor=3, deaths=chance.random() < 0.5)
+        return scenario
 
 
 #: What one node changes comes by syncs alone, whose pages are slow; agents change tags all the time.
@@ -91,9 +97,11 @@ GROWTH = DELETES._replace(
     ids=40,
     trouble=30_000,
     skews=(0, 100, -300, 0),
-    spares=1,
+    partitions=4,
+    factor=3,
+    spares=2,
     operator_pause_max=300,
-    looks=(300, 8_000),
+    looks=(300, 15_000),
 )
 
 #: Nodes leave, and come back, while much of what they say is lost or late.
@@ -103,11 +111,21 @@ FAREWELLS = GROWTH._replace(
     looks=(300, 300),
 )
 
+#: Nodes are given up as dead, and come back.
+BURIALS = GROWTH._replace(
+    weather=Weather(0.0, 0.2, 0.15, 50, 1_000),
+    habit=Habit(("store", "delete", "delete", "tag"), (1, None, None, 9)),
+    deaths=True,
+    looks=(2_000, 2_000),
+)
+
 #: Nodes crash all the time, at every boundary.
 CRASHES = DELETES._replace(
     weather=Weather(0.02, 0.1, 0.15, 50, 300),
     fault_pause_max=500,
     faults=("crash", "crash", "crash", "break off", "part", "mend"),
+    partitions=4,
+    factor=3,
     spares=1,
     operator_pause_max=1_000,
 )
@@ -124,5 +142,5 @@ RETIREMENTS = DELETES._replace(
 
 SCENARIOS = {
     "syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS, "full-disks": FULL_DISKS, "growth": GROWTH,
-    "farewells": FAREWELLS, "crashes": CRASHES, "retirements": RETIREMENTS,
+    "farewells": FAREWELLS, "burials": BURIALS, "crashes": CRASHES, "retirements": RETIREMENTS,
 }  # fmt: skip

@@ -8,7 +8,9 @@ from simulator.world import Violation
 
 if TYPE_CHECKING:
     from crdt_spine.core.causality import Vector
+    from crdt_spine.core.membership import Membership
     from crdt_spine.core.messages import Change
+    from crdt_spine.core.quorum import Waiting
     from crdt_spine.core.record import Record
     from crdt_spine.core.replica import Turn
     from simulator.agents import Agent
@@ -40,6 +42,15 @@ class Checker:
 
     def rolled_back(self, node: Node) -> None:
         """A node's disk has become an older one."""
+
+    def given_up(self, node: Node) -> None:
+        """An operator says that a node is dead, which may be so."""
+
+    def moved(self, before: Membership, after: Membership) -> None:
+        """The register has another value."""
+
+    def confirmed(self, node: Node, partition: int, waiting: Waiting, steady: bool) -> None:
+        """A coordinator knows that enough replicas have a write; that the epoch is the one in which it was made."""
 
     def dropped(self, node: Node, partition: int) -> None:
         """A node forgets a partition: it does not hold it any more, or begins anew with it."""

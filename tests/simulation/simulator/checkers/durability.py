@@ -10,12 +10,15 @@ class Durability(Checker):
 
     def __init__(self) -> None:
         self.promised: list[tuple[str, int, tuple[str, int], int]] = []
-        self.gone: set[str] = set()  # nodes whose disk was rolled back
+        self.gone: set[str] = set()  # nodes whose disk was rolled back, or that were given up
 
     def acknowledged(self, agent, id, partition, dot, needed) -> None:  # type: ignore[no-untyped-def]
         self.promised.append((id, partition, dot, needed))
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
+        self.gone.add(node.name)
+
+    def given_up(self, node) -> None:  # type: ignore[no-untyped-def]
         self.gone.add(node.name)
 
     def healed(self) -> None:

@@ -18,7 +18,10 @@ class Liveness(Checker):
         if not self.cluster.register.settled:
             self.fail(f"a change of the membership never ends: {self.cluster.register.membership}")
         for node in self.cluster.nodes.values():
-            if not node.running and node.name not in self.cluster.register.membership.nodes:
+            now = self.cluster.register.membership
+            if node.running and now.refuses(node.name):
+                self.fail(f"{node.name} was given up as dead, and runs")
+            if not node.running and (node.name not in now.nodes or now.refuses(node.name)):
                 continue
             if not node.serving:
                 self.fail(f"{node.name} does not serve")

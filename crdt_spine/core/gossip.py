@@ -1,0 +1,415 @@
+"""Who is alive and well: every node keeps a table of heartbeats of all, and nodes compare their tables, two at a time.
+
+Demers et al., "Epidemic algorithms for replicated database maintenance" (1987): push and pull with somebody at random
+reaches all of n nodes in about log n rounds, whoever is gone and whatever is lost. Van Renesse et al., "Efficient
+reconciliation and flow control for anti-entropy protocols" (Scuttlebutt, 2008): a message has a size that it may not
+exceed, so what goes into it is chosen by order.
+
+**A heartbeat** is one number. It begins with the process, as its generation (the milliseconds of its start), and grows
+by one with each tick, which is far less than one a millisecond. So a later process's are above all of an earlier one's,
+and (generation, version) are compared as a whole, in fourteen digits. Who hears of itself what it has not said yet (its
+clock was set back) begins a new generation above that.
+
+**A message** has a bounded number of heartbeats, and vitals (`messages.Vitals`) up to a bounded size. Where not all
+fit, half of a question is what the asker heard last, which is what others may not have yet, and half is whom it has not
+heard of for longest: whom it would suspect next is whom it asks about. The answer is first what is newer of the asked,
+then what was heard last. The last suspicions are in both. Vitals are the last ones heard, and some in turn, as nobody
+asks for them.
+
+**Suspicion** is φ of the times between news of a node (core/phi.py). Above PHI_SUSPECT it is a suspect, after
+DOWN_SECONDS more it is down. Suspicion travels, as the heartbeat since which there was silence, negated (SWIM does it
+alike: Das, Gupta, Motivala, 2002). Who knows no later one believes it: the accuser has waited for at least as new a
+heartbeat as is known here. Who knows a later one does not, and says so. Any later heartbeat ends it.
+
+**Time** is counted in steps of at most TICK_SECONDS_MAX: a process that was stopped, or had no processor, has not heard
+anybody for long, and that is not their fault.
+
+**Members** are given. What is said of anybody else is ignored, so a removed node is not brought back by old gossip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from crdt_spine.core.messages import Rumours, Vitals, encode
+from crdt_spine.core.phi import DEVIATION_SECONDS_MIN, averaged, phi
+from crdt_spine.limits import BEAT_MAX, GOSSIP_BYTES_MAX, GOSSIP_SECONDS
+
+State = Literal["joining", "up", "suspect", "down", "leaving"]
+
+PHI_SUSPECT: Final = 8.0
+DOWN_SECONDS: Final = 5.0  # from suspect to down
+TICK_SECONDS_MAX: Final = 4 * GOSSIP_SECONDS  # more than passes between two ticks of a node that runs
+SILENT_SECONDS_MIN: Final = 5 * DEVIATION_SECONDS_MIN  # φ of less is below 7, whatever mean and variance are
+FIRST_SECONDS: Final = (2.0, 4.0)  # mean and variance of the time until somebody is heard of for the first time
+VITALS_BYTES_MAX: Final = 3 * 1024  # of a message
+VITALS_IN_TURN: Final = 4  # one in so many bytes of them; at most ...
+VITALS_AT_ONCE: Final = 8  # ... so many vitals
+VITALS_NODES: Final = 100  # with so many nodes, load and latency are told each second; with more, less often
+AHEAD_MILLISECONDS_MAX: Final = 100 * 365 * 86_400_000  # of others' heartbeats: no clock is that wrong. Could any
+# number be one, there would be some that their node can't rise above
+SUSPECTS_TOLD: Final = 64  # in every message, the last ones
+FAREWELLS: Final = 32  # nodes that a node that stops tells itself
+
+_decode = msgspec.json.Decoder(Rumours).decode
+
+
+class Chance(Protocol):
+    """What is used of `random.Random`."""
+
+    def random(self) -> float: ...
+
+    def choice(self, options: list[str]) -> str: ...
+
+    def shuffle(self, items: list[str]) -> None: ...
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a node. `silent` is for how many seconds there was no news of it, by the counted time."""
+
+    state: State
+    phi: float = 0.0
+    silent: float = 0.0
+    vitals: Vitals | None = None
+
+
+class Peer:
+    """What is known of another node."""
+
+    __slots__ = ("beat", "heard", "mean", "suspect", "variance", "vitals", "vitals_bytes")
+
+    def __init__(self, now: float) -> None:
+        self.beat = 0
+        self.heard = now  # of its newest heartbeat, in counted seconds
+        self.mean, self.variance = FIRST_SECONDS
+        self.suspect: float | None = None  # since when
+        self.vitals: Vitals | None = None
+        self.vitals_bytes = 0
+
+    def state(self) -> State:
+        if self.vitals is not None and self.vitals.state == "leaving":
+            return "leaving"
+        if self.suspect is not None:
+            return "suspect"
+        return "joining" if self.vitals is None else self.vitals.state
+
+
+def read(payload: bytes) -> Rumours:
+    """A message. Raises one of Unreadable."""
+    if len(payload) > GOSSIP_BYTES_MAX:
+        raise msgspec.ValidationError(f"gossip of {len(payload)} bytes")
+    return _decode(payload)
+
+
+class Gossip:
+    """The table of one node. `generation`: milliseconds, when its process began; `now`: monotonic seconds.
+
+    `counts` says what was heard and not taken. `turns` are the changes of state since the owner last cleared them, as
+    (node, from, to).
+    """
+
+    def __init__(self, node: str, zone: str | None, generation: int, now: float) -> None:
+        self.node = node
+        self.beat = generation
+        self.vitals = Vitals(node, generation, 0, "joining", zone or "")
+        self.counts: Counter[str] = Counter()
+        self.turns: list[tuple[str, State, State]] = []
+        self._away: tuple[str, ...] | None = ()
+        self._now = now
+        self._time = 0.0  # counted seconds
+        self._told = 0.0  # when the vitals were made
+        self._living: dict[str, Peer] = {}  # in the order in which they were heard of, the longest silent first
+        self._down: dict[str, Peer] = {}
+        self._suspects: dict[str, None] = {}  # the last ones last
+        self._news: dict[str, None] = {}  # whose vitals are known, the last heard ones last
+        self._round: list[str] = []  # who is still to be asked before anybody is asked again
+        self._in_turn: list[str] = []
+        self._measure()
+
+    # -- what the owner says ----------------------------------------------------------------------------------------
+
+    def change_members(self, nodes: Iterable[str]) -> None:
+        """These are the members from now on, this node among them or not. The others are forgotten."""
+        others = set(nodes) - {self.node}
+        for known in (self._living, self._down, self._suspects, self._news):
+            for node in known.keys() - others:
+                del known[node]
+        for node in sorted(others - self._living.keys() - self._down.keys()):
+            self._living[node] = Peer(self._time)
+        self._round = []
+        self._measure()
+        self._away = None
+
+    def tell(
+        self,
+        state: Literal["joining", "up", "leaving"],
+        *,
+        load: int = 0,
+        waiting: int = 0,
+        latency: int = 0,
+        epoch: int = 0,
+        digest: int = 0,
+    ) -> None:
+        """How this node fares. What decides about routing is told at once, figures now and then, or a large cluster
+        would talk of nothing else."""
+        own = self.vitals
+        new = Vitals(
+            self.node, own.generation, own.version + 1, state, own.zone, load, waiting, latency, epoch, digest
+        )  # fmt: skip
+        due = self._time - self._told >= max(1.0, (1 + len(self._living)) / VITALS_NODES)
+        if (new.state, new.epoch) != (own.state, own.epoch) or (due and _figures(new) != _figures(own)):
+            self.vitals = new
+            self._told = self._time
+
+    # -- time passes, messages come ---------------------------------------------------------------------------------
+
+    def tick(self, now: float, chance: Chance) -> list[tuple[str, Rumours]]:
+        """Every GOSSIP_SECONDS or so: who is silent for too long? Then what is to be said to whom."""
+        self._count(now)
+        self.beat = min(self.beat + 1, BEAT_MAX)
+        self._judge()
+        message = self._question()
+        return [(node, message) for node in self._partners(chance)]
+
+    def receive(self, message: Rumours, now: float) -> Rumours | None:
+        """Take what is new in it; the answer, where one is wanted."""
+        self._count(now)
+        if message.node not in self._living and message.node not in self._down:
+            self.counts["strangers"] += 1
+            return None
+        highest = max(map(abs, message.beats.values()), default=0)
+        if max([highest, *(vitals.generation for vitals in message.vitals)]) > self.beat + AHEAD_MILLISECONDS_MAX:
+            self.counts["absurd"] += 1
+            return None
+        self._hear(message.beats)
+        for vitals in message.vitals:
+            self._learn(vitals)
+        return self._answer(message) if message.asks else None
+
+    def farewell(self, chance: Chance) -> list[tuple[str, Rumours]]:
+        """This node stops: what it tells to some, who tell it to the others."""
+        self.tell("leaving", epoch=self.vitals.epoch)
+        others = list(self._living)
+        chance.shuffle(others)
+        message = Rumours(node=self.node, beats={self.node: self.beat}, vitals=(self.vitals,))
+        return [(node, message) for node in others[:FAREWELLS]]
+
+    # -- what the owner may know ------------------------------------------------------------------------------------
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The members that are not to be asked for anything: suspect, down or leaving."""
+        if self._away is None:
+            leaving = {node for node, peer in self._living.items() if peer.state() in ("suspect", "leaving")}
+            self._away = tuple(sorted(leaving | self._down.keys()))
+        return self._away
+
+    def state_of(self, node: str) -> State:
+        """The state of a member. Raises KeyError."""
+        if node == self.node:
+            return self.vitals.state
+        return "down" if node in self._down else self._living[node].state()
+
+    def view(self, now: float) -> dict[str, Health]:
+        """All members and this node, by name."""
+        self._count(now)
+        found = {self.node: Health(state=self.vitals.state, vitals=self.vitals)}
+        for node, peer in (*self._living.items(), *self._down.items()):
+            silent = self._time - peer.heard
+            found[node] = Health(
+                state=self.state_of(node), phi=phi(silent, peer.mean, peer.variance), silent=silent, vitals=peer.vitals
+            )
+        return dict(sorted(found.items()))
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+
+    def _count(self, now: float) -> None:
+        self._time += min(max(0.0, now - self._now), TICK_SECONDS_MAX)
+        self._now = now
+
+    def _hear(self, beats: dict[str, int]) -> None:
+        living, time = self._living, self._time
+        find = living.get
+        for node, beat in beats.items():
+            peer = find(node)
+            if peer is None:
+                self._hear_of_another(node, beat)
+            elif beat > peer.beat:
+                if peer.suspect is not None:
+                    self._turn(node, peer, None)
+                elif peer.beat:
+                    peer.mean, peer.variance = averaged(time - peer.heard, peer.mean, peer.variance)
+                else:
+                    peer.mean, peer.variance = self._regular
+                peer.beat = beat
+                peer.heard = time
+                del living[node]
+                living[node] = peer
+            elif -beat >= peer.beat and beat:
+                peer.beat = -beat
+                if peer.suspect is None:
+                    self._turn(node, peer, time)
+
+    def _hear_of_another(self, node: str, beat: int) -> None:
+        """Of one that is down, of this node, or of a stranger."""
+        peer = self._down.get(node)
+        if peer is not None:
+            if beat > peer.beat:
+                del self._down[node]
+                peer.beat, peer.heard, peer.suspect = beat, self._time, None
+                self._living[node] = peer
+                self.turns.append((node, "down", peer.state()))
+                self._away = None
+            else:
+                peer.beat = max(peer.beat, -beat)
+        elif node != self.node:
+            self.counts["strangers"] += 1
+        elif abs(beat) > self.beat:
+            self._rise_above(abs(beat))
+
+    def _rise_above(self, number: int) -> None:
+        """Others know what this process has not said: of an earlier one, whose clock was ahead."""
+        self.beat = min(max(self.beat, number) + 1, BEAT_MAX)
+        self.vitals = msgspec.structs.replace(self.vitals, generation=self.beat)
+        self.counts["outdone"] += 1
+
+    def _learn(self, vitals: Vitals) -> None:
+        node = vitals.node
+        if node == self.node and vitals.age > self.vitals.age:
+            self._rise_above(vitals.generation)
+        peer = self._living.get(node) or self._down.get(node)
+        if peer is None or (peer.vitals is not None and peer.vitals.age >= vitals.age):
+            return
+        before = peer.state()
+        peer.vitals = vitals
+        peer.vitals_bytes = len(encode(vitals)) + 1
+        self._news.pop(node, None)
+        self._news[node] = None
+        if peer.state() != before and node in self._living:
+            self.turns.append((node, before, peer.state()))
+            self._away = None
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        down = []
+        for node, peer in self._living.items():
+            silent = self._time - peer.heard
+            if silent < SILENT_SECONDS_MIN:
+                break  # so are all behind it
+            if peer.suspect is not None:
+                if self._time - peer.suspect >= DOWN_SECONDS:
+                    down.append(node)
+            elif phi(silent, peer.mean, peer.variance) >= PHI_SUSPECT:
+                self._turn(node, peer, self._time)
+        for node in down:
+            peer = self._living.pop(node)
+            self._suspects.pop(node, None)
+            self._down[node] = peer
+            self.turns.append((node, peer.state(), "down"))
+        if down:
+            self._away = None
+
+    def _turn(self, node: str, peer: Peer, suspect: float | None) -> None:
+        before = peer.state()
+        peer.suspect = suspect
+        self._suspects.pop(node, None)
+        if suspect is not None:
+            self._suspects[node] = None
+        if peer.state() != before:
+            self.turns.append((node, before, peer.state()))
+            self._away = None
+
+    # -- speaking ---------------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """How many heartbeats fit beside everything else: beside its node's name one takes 19 bytes at most."""
+        names = [self.node, *self._living, *self._down]
+        rest = GOSSIP_BYTES_MAX - VITALS_BYTES_MAX - 1024
+        self._beats_max = rest // (max(len(name.encode()) for name in names) + 19)
+        self._regular = (1.0, max(DEVIATION_SECONDS_MIN, math.log2(len(names)) / 10) ** 2)
+
+    def _partners(self, chance: Chance) -> list[str]:
+        """Whom to ask: the next of a round in random order; and, the more of them there are, one of those who are
+        down, or two halves that were cut off from each other would never hear of it."""
+        found: list[str] = []
+        while self._living and not found:
+            if not self._round:
+                self._round = list(self._living)
+                chance.shuffle(self._round)
+            node = self._round.pop()
+            if node in self._living:
+                found.append(node)
+        if self._down and chance.random() < len(self._down) / (len(self._living) + 1):
+            found.append(chance.choice(list(self._down)))
+        return found
+
+    def _pressing(self) -> dict[str, int]:
+        """What is in every message: the own heartbeat, and the last suspicions."""
+        beats = {node: -self._living[node].beat for node in islice(reversed(self._suspects), SUSPECTS_TOLD)}
+        return {self.node: self.beat, **beats}
+
+    def _question(self) -> Rumours:
+        living = self._living
+        beats = self._pressing()
+        limit = self._beats_max - len(beats)
+        if len(living) + len(self._down) <= limit:
+            for peers in (living, self._down):
+                for node, peer in peers.items():
+                    beats[node] = peer.beat if peer.suspect is None else -peer.beat
+        else:
+            for node, peer in islice(reversed(living.items()), limit // 2):
+                beats[node] = peer.beat if peer.suspect is None else -peer.beat
+            for node, peer in islice(living.items(), limit - limit // 2):
+                beats[node] = peer.beat if peer.suspect is None else -peer.beat
+        return Rumours(node=self.node, asks=True, beats=beats, vitals=self._some_vitals({}))
+
+    def _answer(self, question: Rumours) -> Rumours:
+        asked, limit = question.beats, self._beats_max
+        beats = self._pressing()
+        for node, beat in asked.items():
+            peer = self._living.get(node) or self._down.get(node)
+            if peer is None or len(beats) >= limit:
+                continue
+            if peer.beat > abs(beat):
+                beats[node] = peer.beat if peer.suspect is None else -peer.beat
+            elif peer.beat == beat and peer.suspect is not None:
+                beats[node] = -beat
+        for node, peer in reversed(self._living.items()):
+            if len(beats) >= limit:
+                break
+            if node not in asked and peer.suspect is None:
+                beats[node] = peer.beat
+        return Rumours(node=self.node, beats=beats, vitals=self._some_vitals({v.node: v for v in question.vitals}))
+
+    def _some_vitals(self, known: dict[str, Vitals]) -> tuple[Vitals, ...]:
+        """The own, the last heard ones, and some in turn, but for what is `known` to who asks."""
+        chosen = {self.node: self.vitals}
+        in_turn = VITALS_BYTES_MAX // VITALS_IN_TURN
+        self._choose(reversed(self._news), chosen, known, VITALS_BYTES_MAX - in_turn)
+        if len(chosen) <= len(self._news):
+            some, self._in_turn = self._in_turn[:VITALS_AT_ONCE], self._in_turn[VITALS_AT_ONCE:] or list(self._news)
+            self._choose(some, chosen, known, in_turn)
+        return tuple(chosen.values())
+
+    def _choose(self, nodes: Iterable[str], chosen: dict[str, Vitals], known: dict[str, Vitals], room: int) -> None:
+        for node in nodes:
+            peer = self._living.get(node) or self._down.get(node)
+            if peer is None or peer.vitals is None or node in chosen:
+                continue
+            if node in known and known[node].age >= peer.vitals.age:
+                continue
+            room -= peer.vitals_bytes
+            if room < 0:
+                break
+            chosen[node] = peer.vitals
+
+
+def _figures(vitals: Vitals) -> tuple[int, ...]:
+    return vitals.load, vitals.waiting, vitals.latency, vitals.digest

@@ -1,0 +1,60 @@
+"""Does the configuration of a node that starts agree with the cluster that runs?
+
+cluster.yaml is a cluster's beginning; what it said then is in the register (core/membership.py), which is the truth
+from there on. Where a file says otherwise, every node would place and count in its own way: so such a node is not
+started, and told everything that contradicts. Nodes that the file does not have yet, or has at another address, are no
+contradiction: the cluster has grown since, or a node has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from crdt_spine.config import ClusterConfig
+from crdt_spine.core.membership import Membership
+from crdt_spine.errors import ConfigError
+from crdt_spine.yaml_document import Problem, shown
+
+_ANOTHER = "give another cluster another broker or another name"
+_FIXED = (
+    "it is fixed from the beginning: write {here}, or begin a new cluster and bring the memories with `spine export`"
+)
+_KEPT = "write {here}"
+
+
+def agree(config: ClusterConfig, membership: Membership, file: str = "cluster.yaml") -> None:
+    """Raises ConfigError with everything in the file that contradicts the running cluster, one a line."""
+    found = contradictions(config, membership, file)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def contradictions(config: ClusterConfig, membership: Membership, file: str = "cluster.yaml") -> list[str]:
+    """What the file says and the running cluster contradicts: file, key, value, what the cluster has, what to do."""
+    return [str(problem) for problem in _problems(config, membership, file)]
+
+
+def _problems(config: ClusterConfig, membership: Membership, file: str) -> Iterator[Problem]:
+    settings, replication = membership.settings, config.replication
+    for key, found, here, advice in (
+        ("name", config.name, settings.cluster, _ANOTHER),
+        ("region", config.region, settings.region, _FIXED),
+        ("partitions", config.partitions, settings.partitions, _FIXED),
+        ("placement", config.placement, settings.placement, _FIXED),
+        ("replication.factor", replication.factor, settings.factor, _KEPT),
+        ("replication.write_quorum", replication.write_quorum, settings.write_quorum, _KEPT),
+        ("replication.read_quorum", replication.read_quorum, settings.read_quorum, _KEPT),
+    ):
+        if found != here:
+            reason = f"the running cluster has {shown(here)}; {advice.format(here=shown(here))}"
+            yield Problem(file, 0, f"cluster.{key}", shown(found), reason)
+    for index, node in enumerate(config.nodes):
+        member = membership.members.get(node.id)
+        if member is not None and node.zone != member.zone:
+            here = "no zone" if member.zone is None else f"zone {member.zone!r}"
+            reason = (
+                f"in the running cluster node {node.id} has {here}, and its data is placed by that; write that, or "
+                f"move the node: `spine cluster remove {node.id}`, then `spine cluster add` it with its new zone and "
+                "an empty folder"
+            )
+            yield Problem(file, 0, f"cluster.nodes[{index}].zone", shown(node.zone), reason)

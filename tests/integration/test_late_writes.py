@@ -1,0 +1,54 @@
+"""A node that stood still finds old requests in its inbox. They must not beat what was written elsewhere since."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("late_writes")]
+
+Cluster = Any
+COUNT = 12  # each third of them has the node that stands still for its coordinator
+
+
+@contextmanager
+def stopped(cluster: Cluster, node: str) -> Iterator[None]:
+    pid = cluster.pid(node)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def late_writes(cluster: Cluster, node: str) -> int:
+    """How many writes the node turned away, once it has gone on and looked at all that was in its inbox."""
+    async with asyncio.timeout(20):
+        while (status := await cluster.status(node))["state"] != "up":
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(1.0)  # whatever it made of what was there has spread
+    return int(status["counts"].get("late_writes", 0))
+
+
+async def test_what_was_overwritten_and_deleted_meanwhile_stays_so(cluster: Cluster) -> None:
+    async with cluster.spine() as spine:
+        kept, gone = [f"kept-{n}" for n in range(COUNT)], [f"gone-{n}" for n in range(COUNT)]
+        await asyncio.gather(*[spine.store("first", id=id) for id in (*kept, *gone)])
+        await spine.wait_for(spine.token)
+        with stopped(cluster, "spine-1"):
+            async with asyncio.timeout(30):
+                await asyncio.gather(*[spine.update(id, content="second") for id in kept])
+                await asyncio.gather(*[spine.update(id, content="third") for id in kept])
+                await asyncio.gather(*[spine.store("again", id=id) for id in gone])
+                assert all(await asyncio.gather(*[spine.delete(id) for id in gone]))
+        late = await late_writes(cluster, "spine-1")
+        for node in cluster.ids:
+            assert set((await cluster.contents_at(node, kept)).values()) == {"third"}, node
+            assert set((await cluster.contents_at(node, gone)).values()) == {None}, node
+        assert late > 0, "the node was asked while it stood still"

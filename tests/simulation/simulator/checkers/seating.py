@@ -1,0 +1,78 @@
+"""While who holds what changes, the register never says anything that loses a write: enough replicas count for every
+partition, at most one seat of it changes at a time, an acknowledged write is on as many disks of those who hold it as
+were promised, and any majority of those who count has what a majority ever had.
+
+The last is what strong reads stand on: Gifford, "Weighted voting for replicated data" (1979); Ongaro (2014), 4.1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from crdt_spine.core.causality import join
+from simulator.checkers import Checker
+
+
+class Seating(Checker):
+    """Keeps what every disk has, and which writes had their quorum."""
+
+    def __init__(self) -> None:
+        self.disks: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+        # By partition: dot, whether a majority has it, and which nodes were known to be dead.
+        self.promised: defaultdict[int, list[tuple[str, int, bool, set[str]]]] = defaultdict(list)
+        self.dead: set[str] = set()
+        self.rolled = False
+
+    def persisted(self, node, turn) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, turn.vectors)
+
+    def checkpointed(self, node, checkpoint) -> None:  # type: ignore[no-untyped-def]
+        self._grow(node, checkpoint.vectors)
+
+    def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
+        for number, vector in vectors.items():
+            if self.disks[node.name, number] != vector:
+                self.disks[node.name, number] = join(self.disks[node.name, number], vector)
+
+    def dropped(self, node, partition) -> None:  # type: ignore[no-untyped-def]
+        self.disks.pop((node.name, partition), None)
+
+    def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
+        self.rolled = True  # a disk less, whatever the register says
+
+    def given_up(self, node) -> None:  # type: ignore[no-untyped-def]
+        self.dead.add(node.name)
+
+    def confirmed(self, node, partition, waiting, steady) -> None:  # type: ignore[no-untyped-def]
+        if waiting.needed >= self.cluster.write_quorum:
+            majority = steady and waiting.needed > node.replica.counting[partition] // 2
+            known = {*node.seen.dead} if steady else set()
+            self.promised[partition].append((waiting.actor, waiting.n, majority, known))
+
+    def moved(self, before, after) -> None:  # type: ignore[no-untyped-def]
+        if after.epoch != before.epoch + 1:
+            self.fail(f"after epoch {before.epoch} comes {after.epoch}")
+        factor = after.settings.factor
+        now, then = after.replicas(), before.replicas()
+        for number, seats in after.seats.items():
+            moving = [name for name, seat in seats.items() if seat.stage != "member" and name not in after.dead]
+            if len(moving) > 1:
+                self.fail(f"{moving} change their seats in partition {number} at once")
+            lost = set(then[number]) - set(now[number])
+            dead = seats.keys() & {*after.dead}  # an operator left it there, when something else was more urgent
+            if lost - {*after.dead} and len(now[number]) + len(dead) < factor:
+                self.fail(f"partition {number} is on {now[number]} alone, without {lost}: {after}")
+            if lost <= {*after.dead} and not now[number]:
+                self.fail(f"nobody holds partition {number}")
+            if not self.rolled and len(self.dead | {*after.dead}) <= 1:
+                self._look(number, seats, [name for name in now[number] if name not in after.dead], after.epoch)
+
+    def _look(self, number, seats, counting, epoch) -> None:  # type: ignore[no-untyped-def]
+        disks = {name: self.disks[name, number] for name in seats}
+        for actor, n, majority, known in self.promised[number]:
+            having = {name for name, vector in disks.items() if vector.get(actor, 0) >= n}
+            if len(having - self.dead) < self.cluster.write_quorum - len(self.dead - known):
+                self.fail(f"epoch {epoch}: ({actor}, {n}) of partition {number} is on {sorted(having)} alone")
+            without = [name for name in counting if name not in having]
+            if majority and len(without) > len(counting) // 2:
+                self.fail(f"epoch {epoch}: {without} are a majority in {number} and have not seen ({actor}, {n})")

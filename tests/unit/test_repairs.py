@@ -1,0 +1,226 @@
+"""How repairs are spread and held back, how lag and load are counted, and what the report makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from crdt_spine.cli.sizes import bytes_text, count_text
+from crdt_spine.cli.status_view import cluster_view, partition_view
+from crdt_spine.core.layout import Layout
+from crdt_spine.core.messages import Hello, NodeInfo
+from crdt_spine.limits import SYNC_PAGE_RECORDS_MAX, SYNC_PAGE_SECONDS_TARGET, SYNC_SHARE_MAX
+from crdt_spine.node.lag import Lag
+from crdt_spine.node.load import Load
+from crdt_spine.node.repairs import Repairs
+from crdt_spine.node.sync_share import RECORDS_MIN, SyncShare
+from crdt_spine.report import cluster_report, skew
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.operations = 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def serve(self, seconds: float, operations: int) -> None:
+        self.now += seconds
+        self.operations += operations
+
+
+# -- the share ------------------------------------------------------------------------------------------------------
+
+
+def share_of(clock: Clock) -> SyncShare:
+    return SyncShare(lambda: clock.operations, clock=clock)
+
+
+async def test_while_nobody_asks_pages_are_whole_and_follow_at_once() -> None:
+    clock = Clock()
+    share = share_of(clock)
+    for _ in range(100):
+        async with share.turn():
+            clock.serve(0.02, 0)
+            share.spent(0.02, 512)
+        assert share.records_max() == SYNC_PAGE_RECORDS_MAX
+    assert clock.now == pytest.approx(102)
+
+
+async def test_while_agents_are_served_pages_take_their_share_of_the_time_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    share = share_of(clock)
+    clock.serve(1.0, 1_000)
+    began, paged = clock.now, 0.0
+
+    async def sleep(seconds: float) -> None:
+        clock.serve(seconds, round(seconds * 1_000))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    for _ in range(200):
+        async with share.turn():
+            clock.serve(0.01, 10)
+            share.spent(0.01, 128)
+            paged += 0.01
+    assert paged / (clock.now - began) == pytest.approx(SYNC_SHARE_MAX, rel=0.05)
+    assert share.seconds == pytest.approx(paged)
+
+
+async def test_a_page_is_as_large_as_the_time_that_an_agent_may_wait() -> None:
+    clock = Clock()
+    share = share_of(clock)
+    clock.serve(1.0, 1_000)
+    share.spent(0.05, 500)  # 100 µs a record
+    assert share.records_max() == max(RECORDS_MIN, int(SYNC_PAGE_SECONDS_TARGET / 1e-4))
+    share.spent(10.0, 500)
+    assert share.records_max() == RECORDS_MIN
+    clock.serve(1.0, 0)
+    assert share.records_max() == SYNC_PAGE_RECORDS_MAX
+
+
+# -- whom to ask ----------------------------------------------------------------------------------------------------
+
+
+def test_partitions_are_pulled_from_all_who_have_them() -> None:
+    repairs, asked = Repairs(), []
+    for number in range(8):
+        source = repairs.source({"a": 100, "b": 95, "c": 10, "d": 0})
+        assert source is not None
+        repairs.begin(number, source, 100)
+        asked.append(source)
+    assert asked == ["a", "b"] * 4  # c has next to nothing of it, d nothing
+    repairs.end(0)
+    repairs.end(2)
+    assert repairs.source({"a": 100, "b": 100}) == "a"
+    assert repairs.source({"d": 0}) is None
+    assert [one["partition"] for one in repairs.report()] == [1, 3, 4, 5, 6, 7]
+
+
+# -- lag and load ---------------------------------------------------------------------------------------------------
+
+
+def test_lag_counts_from_when_something_was_known_to_be_missing() -> None:
+    clock = Clock()
+    durable = {0: {"x": 1}, 1: {"x": 5}}
+    lag = Lag(durable, clock)
+    lag.hear("b", {0: {"x": 3}, 1: {"x": 5}, 7: {"x": 9}})
+    clock.now += 2
+    lag.hear("b", {0: {"x": 9}})
+    assert lag.seconds() == {0: 2.0}
+    assert lag.changes({"b": {0: {"x": 9}}, "c": {0: {"x": 4}, 1: {"x": 5}}}) == {0: 8}
+    durable[0] = {"x": 3}
+    assert lag.seconds() == {}  # what was missing then is here
+    lag.hear("b", {0: {"x": 9}})
+    clock.now += 1
+    assert lag.seconds() == {0: 1.0}
+    lag.forget("b")
+    assert lag.seconds() == {}
+
+
+def test_load_is_a_rate_of_the_last_seconds() -> None:
+    clock = Clock()
+    load = Load(2, clock)
+    for _ in range(60):
+        load.counts[1] += 50
+        clock.now += 1
+        load.look()
+    assert load.rates == [0.0, pytest.approx(50, rel=0.01)]
+    for _ in range(60):
+        clock.now += 1
+        load.look()
+    assert load.rates[1] < 1
+
+
+# -- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_skew_is_the_largest_share_against_everybodys() -> None:
+    assert skew([10, 10, 10]) == {"ideal": 10, "max": 10, "max_over_ideal": 1, "deviation": 0}
+    assert skew([0, 20]) == {"ideal": 10, "max": 20, "max_over_ideal": 2, "deviation": 10}
+    assert skew([]) == {"ideal": 0, "max": 0, "max_over_ideal": 0, "deviation": 0}
+
+
+def report_of(count: int, partitions: int = 64) -> dict[str, Any]:
+    """Of nodes of which the last one is down and the one before it catches up."""
+    names = [f"spine-{k + 1}" for k in range(count)]
+    hello = Hello(
+        cluster="production-memory", region="eu", node=names[0], state="up", nodes=[NodeInfo(id=n) for n in names],
+        partitions=partitions, factor=3, write_quorum=2,
+    )  # fmt: skip
+    layout = Layout(hello)
+    change = {
+        "kind": "add", "comes": "spine-9", "goes": None, "dead": False, "done": 12, "total": 48, "moving": {"3": "x"},
+        "waits_for": ["spine-9"], "what": "spine-9 is being added",
+    }  # fmt: skip
+    nodes: list[dict[str, Any]] = []
+    for index, name in enumerate(names[:-1]):
+        last = index == count - 2
+        held = [number for number, replicas in layout.replicas.items() if name in replicas]
+        one = {"memories": 15_625, "bytes": 4_000_000, "operations_per_second": 31.2, "lag_seconds": 3.0 * last,
+               "lag_changes": 40 * last}  # fmt: skip
+        nodes.append(
+            {
+                "id": name, "state": "up", "zone": f"us-east-1{'abc'[index % 3]}", "partitions": len(held),
+                "memories": 15_625 * len(held), "bytes": 4_000_000 * len(held), "pid": 4242,
+                "operations_per_second": 31.2 * len(held), "replication_lag_seconds": 3.0 * last,
+                "replication_lag_changes": 40 * len(held) * last, "unflushed": 30_000, "feeds": 3,
+                "quorum_failures": 2, "tombstones": 12_000, "oldest_tombstone_seconds": 4_000.0,
+                "tombstones_wait_for": {names[-1]: 500.0}, "by_partition": {str(number): one for number in held},
+                "cluster": {"epoch": 7 + last, "members": {}, "change": change},
+                "gossip": {"nodes": {names[-1]: {"state": "down"}}}, "repairs_waiting": 30 * last,
+                "repairs": [
+                    {"partition": 3, "source": "spine-1", "whole": False, "records": 10, "bytes": 5_000,
+                     "changes_missing": 40, "seconds": 0.3}
+                ] if last else [],
+            }
+        )  # fmt: skip
+    nodes.append({"id": names[-1], "zone": None, "state": "down", "problem": "no replica answered within 2 s"})
+    return cluster_report(hello, layout, nodes)
+
+
+def drawn(view: Any, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view)
+    return cast("io.StringIO", console.file).getvalue().splitlines()
+
+
+def test_the_report_has_what_the_nodes_said_of_partitions_repairs_and_members() -> None:
+    report = report_of(4)
+    assert report.keys() >= {"cluster", "region", "nodes", "partitions", "quorum_failures"}
+    assert (report["cluster"], report["partitions"], report["quorum_failures"]) == ("production-memory", 64, 6)
+    assert report["membership"]["epoch"] == 8, "the newest that a node knows"
+    assert report["repairs"][0] | {"seconds": 0} == {
+        "node": "spine-3", "partition": 3, "source": "spine-1", "whole": False, "records": 10, "bytes": 5_000,
+        "changes_missing": 40, "seconds": 0,
+    }  # fmt: skip
+    assert 1 <= report["skew"]["nodes"]["memories"]["max_over_ideal"] < 1.1
+    behind = [one for one in report["by_partition"].values() if one["behind"]]
+    assert behind
+    assert all(one["behind"] == {"spine-3": 40} and one["lag_seconds"] == 3.0 for one in behind)
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_watching_fits_a_terminal_of_80_columns_and_24_lines(count: int) -> None:
+    report = report_of(count)
+    for view in (cluster_view, partition_view):
+        lines = drawn(view(report, columns=80, rows=23))
+        assert len(lines) <= 24, "\n".join(lines)
+        assert max(map(len, lines)) <= 80
+    shown = "\n".join(drawn(cluster_view(report, columns=80, rows=23)))
+    down = f"spine-{count}"
+    for words in (down, "no replica answered", "spine-9 is being added", "30 wait", "waits for spine-9"):
+        assert words in " ".join(shown.split())
+
+
+def test_amounts_are_short() -> None:
+    assert [bytes_text(n) for n in (0, 999, 1_000, 12_345, 999_960, 5e12)] == [
+        "0 B", "999 B", "1.0 kB", "12.3 kB", "1.0 MB", "5.0 TB",
+    ]  # fmt: skip
+    assert [count_text(n) for n in (0, 12.4, 1_250, 1_000_000)] == ["0", "12", "1.2 k", "1.0 M"]

@@ -1,0 +1,527 @@
+"""A session and nodes that answer as the test says, over the transport that embedded nodes use: when a read is hedged,
+what is moved, and how a change of who holds what is followed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from crdt_spine.core.messages import (
+    FeedBatch,
+    FeedClose,
+    FeedCredit,
+    FeedOpen,
+    Get,
+    Hello,
+    NodeInfo,
+    Operation,
+    Query,
+    Reach,
+    Request,
+    Response,
+    Result,
+    Store,
+    encode,
+)
+from crdt_spine.core.placement import partition_of
+from crdt_spine.core.selection import Selection
+from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
+from crdt_spine.errors import ConnectionFailed, QuorumFailed, StaleToken
+from crdt_spine.health import PATIENCE_UNKNOWN_SECONDS, READ
+from crdt_spine.session import HEDGES_SAVED_MAX, SILENT_SECONDS, Session
+from crdt_spine.subscription import SILENT_SECONDS_MAX, Updates
+from crdt_spine.transport.base import Message
+from crdt_spine.transport.local import LocalTransport
+
+pytestmark = pytest.mark.timeout(30)
+
+PARTITIONS = 8
+ID = "memory"
+NUMBER = partition_of(ID, PARTITIONS)
+_decode = msgspec.json.Decoder(Request).decode
+
+Say = Callable[[Operation], Result | None]
+
+
+def does(operation: Operation) -> Result | None:
+    """What a node that is well says."""
+    if isinstance(operation, Query):
+        return Result(i=operation.i, hits=[], cut={number: {} for number in operation.partitions or ()})
+    return Result(i=operation.i)
+
+
+def refuses(error: str, **fields: Any) -> Say:
+    return lambda operation: Result(i=operation.i, error=error, **fields)
+
+
+class Node:
+    """Answers each request after `delay` seconds with what `say` says, if anything; what it was sent is in `taken`."""
+
+    def __init__(self, stage: Stage, id: str) -> None:
+        self.stage = stage
+        self.id = id
+        self.delay = 0.0
+        self.say: Say = does
+        self.stopped = False
+        self.taken: list[Operation] = []
+        self.down: tuple[str, ...] = ()
+        self._held: list[Message] = []
+
+    def take(self, message: Message) -> None:
+        if self.stopped:
+            self._held.append(message)
+            return
+        request = _decode(message.payload)
+        self.taken += [operation for operation in request.operations if not isinstance(operation, Reach)]
+        results = [result for operation in request.operations if (result := self.say(operation)) is not None]
+        inbox = message.reply.rpartition(".")[0]
+        answer = Response(node=self.id, results=results, epoch=self.stage.hello.epoch, down=self.down)
+        if results:
+            asyncio.get_running_loop().call_later(self.delay, self.stage.transport.send, inbox, encode(answer))
+
+    def go_on(self) -> None:
+        self.stopped = False
+        held, self._held = self._held, []
+        for message in held:
+            self.take(message)
+
+
+class Stage:
+    """Nodes on a transport."""
+
+    def __init__(self) -> None:
+        self.transport = LocalTransport()
+        self.nodes: dict[str, Node] = {}
+        self.hello = Hello(
+            cluster="stage", region="r", node="a", state="up", nodes=[], partitions=PARTITIONS, factor=3,
+            write_quorum=2,
+        )  # fmt: skip
+        self.session: Session
+        self.asked = 0  # how often somebody wanted to know who holds what
+        self._subscriptions: dict[str, Any] = {}
+
+    async def start(self, names: str = "abc") -> None:
+        await self.transport.subscribe(DISCOVERY_SUBJECT, self._introduce)
+        await self.change(dict.fromkeys(range(PARTITIONS), tuple(names)), epoch=0)
+        self.session = await Session.discover(self.transport, "agent")
+        self.session.timeout = 5.0
+
+    async def change(self, replicas: dict[int, tuple[str, ...]], epoch: int) -> None:
+        """These hold it now; who holds nothing is gone."""
+        names = sorted({node for nodes in replicas.values() for node in nodes})
+        for name in names:
+            if name not in self.nodes:
+                node = self.nodes[name] = Node(self, name)
+                subject = Subjects("stage").rpc(name)
+                self._subscriptions[name] = await self.transport.subscribe(subject, node.take)
+        for name in self.nodes.keys() - set(names):
+            await self.leave(name)
+        self.hello = msgspec.structs.replace(
+            self.hello, nodes=[NodeInfo(id=name) for name in names], epoch=epoch, replicas=replicas if epoch else {}
+        )
+
+    async def leave(self, name: str) -> None:
+        """Nobody listens there any more."""
+        del self.nodes[name]
+        await self._subscriptions.pop(name).cancel()
+
+    def _introduce(self, message: Message) -> None:
+        self.asked += 1
+        self.transport.send(message.reply, encode(self.hello))
+
+    # -- what an agent does -------------------------------------------------------------------------------------------
+
+    @property
+    def first(self) -> Node:
+        """The node to which operations on the memory go."""
+        return self.nodes[self.session.routing.replicas[NUMBER][0]]
+
+    @property
+    def others(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node is not self.first]
+
+    async def get(self) -> Result:
+        return await self.session.on_memory(Get(i=self.session.number(), id=ID), ID)
+
+    async def store(self) -> Result:
+        return await self.session.on_memory(Store(i=self.session.number(), id=ID, content="x"), ID)
+
+    async def query(self) -> list[Result]:
+        return await self.session.query(Query(i=0, selection=Selection()))
+
+    async def warm(self) -> None:
+        """So that the session knows how long a read takes at the first node."""
+        for _ in range(40):
+            await self.get()
+
+    async def close(self) -> None:
+        await self.session.close()
+        await self.transport.close()
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    one = Stage()
+    await one.start()
+    yield one
+    await one.close()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+# -- hedges ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stopped_node_costs_one_hedged_read_and_is_left_at_once(stage: Stage) -> None:
+    await stage.warm()
+    first = stage.first
+    first.stopped = True
+    started = time.monotonic()
+    for _ in range(200):
+        await stage.get()
+    assert time.monotonic() - started < SILENT_SECONDS, "nobody waited for it to be silent"
+    counts = stage.session.counts
+    assert (counts["hedges"], counts["hedges_won"], counts["moved_away"]) == (1, 1, 1)
+
+    first.go_on()
+    await until(lambda: stage.session.health.all_well)
+    before = len(first.taken)
+    await stage.get()
+    assert len(first.taken) == before + 1
+
+
+async def test_many_reads_under_way_at_a_stopped_node_move_together(stage: Stage) -> None:
+    await stage.warm()
+    stage.first.stopped = True
+    started = time.monotonic()
+    await asyncio.gather(*[stage.get() for _ in range(500)])
+    assert time.monotonic() - started < SILENT_SECONDS
+    assert stage.session.counts["hedges"] <= HEDGES_SAVED_MAX, "the others were moved, once it was known"
+
+
+async def test_a_new_session_waits_a_little_longer(stage: Stage) -> None:
+    stage.first.stopped = True
+    started = time.monotonic()
+    await stage.get()
+    assert PATIENCE_UNKNOWN_SECONDS[READ] <= time.monotonic() - started < SILENT_SECONDS
+
+
+async def test_hedges_have_a_budget(stage: Stage) -> None:
+    """A cluster that has become slow as a whole does not get twice the reads."""
+    await stage.warm()
+    for node in stage.nodes.values():
+        node.delay = 0.2
+    await asyncio.gather(*[stage.get() for _ in range(400)])
+    reads = sum(len(node.taken) for node in stage.nodes.values()) - 40
+    assert 400 <= reads <= 400 * 1.05 + HEDGES_SAVED_MAX + 2
+    assert stage.session.counts["hedges"] >= HEDGES_SAVED_MAX, "as many as it may"
+
+
+async def test_a_write_is_not_hedged_and_moves_with_its_number(stage: Stage) -> None:
+    await stage.warm()
+    first = stage.first
+    first.stopped = True
+    started = time.monotonic()
+    writing = asyncio.create_task(stage.store())
+    await stage.get()  # says that the node hangs
+    await writing
+    assert time.monotonic() - started < SILENT_SECONDS
+    first.go_on()
+    await asyncio.sleep(0)
+    stores = [op.i for node in stage.nodes.values() for op in node.taken if isinstance(op, Store)]
+    assert len(stores) == 2
+    assert len(set(stores)) == 1, "the same operation at both"
+
+
+async def test_without_other_evidence_a_write_waits_for_a_second(stage: Stage) -> None:
+    await stage.warm()
+    stage.first.delay = SILENT_SECONDS / 2
+    await stage.store()
+    assert sum(isinstance(op, Store) for node in stage.nodes.values() for op in node.taken) == 1
+
+
+async def test_a_hedge_that_is_behind_does_not_fail_the_read(stage: Stage) -> None:
+    await stage.warm()
+    stage.first.delay = 0.2
+    for other in stage.others:
+        other.say = refuses("Behind", message="not yet")
+    assert (await stage.get()).error is None
+    assert stage.session.counts["hedges"] == 2, "each of the others once"
+    assert stage.session.counts["hedges_won"] == 0
+
+
+async def test_where_the_first_is_behind_the_hedge_is_waited_for(stage: Stage) -> None:
+    await stage.warm()
+    first = stage.first
+    first.delay, first.say = 0.15, refuses("Behind")
+    for other in stage.others:
+        other.delay = 0.3
+    started = time.monotonic()
+    await stage.get()
+    assert time.monotonic() - started < 0.6
+    assert sum(len(other.taken) for other in stage.others) <= 2
+
+
+async def test_when_the_hedged_node_hangs_too_the_third_is_asked(stage: Stage) -> None:
+    await stage.warm()
+    stage.first.stopped = True
+    stage.others[0].stopped = stage.others[1].stopped = True
+    reading = asyncio.create_task(stage.get())
+    await until(lambda: stage.session.counts["hedges"] == 1)
+    hedged = next(call.hedge for call in stage.session.calls.values())
+    next(other for other in stage.others if other.id != hedged).go_on()
+    started = time.monotonic()
+    await reading
+    assert time.monotonic() - started < SILENT_SECONDS
+
+
+async def test_a_query_is_hedged_with_the_same_partitions(stage: Stage) -> None:
+    for _ in range(40):
+        await stage.query()
+    asked = next(node for node in stage.nodes.values() if node.taken)
+    asked.stopped = True
+    started = time.monotonic()
+    assert len(await stage.query()) == 1
+    assert time.monotonic() - started < SILENT_SECONDS
+    assert stage.session.counts["hedges_won"] == 1
+
+
+async def test_a_session_that_was_busy_itself_blames_nobody(stage: Stage) -> None:
+    await stage.warm()
+    stage.first.delay = 0.01  # so that the answer comes while this process sleeps
+    for _ in range(5):
+        reading = asyncio.create_task(stage.get())
+        await asyncio.sleep(0.002)
+        time.sleep(0.3)  # noqa: ASYNC251
+        await reading
+    assert stage.session.counts["hedges"] == 0
+    assert stage.session.health.all_well
+
+
+# -- slow nodes, hints ------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_node_is_left_before_it_fails_and_used_again(stage: Stage) -> None:
+    await stage.warm()
+    first = stage.first
+    first.delay = 0.25
+    deadline = time.monotonic() + 15
+    while first.id not in stage.session.health.trouble:
+        await stage.get()
+        assert time.monotonic() < deadline
+    before = len(first.taken)
+    started = time.monotonic()
+    for _ in range(20):
+        await stage.get()
+        await stage.store()
+    assert time.monotonic() - started < 1
+    assert len(first.taken) == before
+    first.delay = 0.0
+    await until(lambda: stage.session.health.well(first.id))
+
+
+async def test_a_node_that_is_said_to_be_down_is_tried_before_it_is_believed(stage: Stage) -> None:
+    await stage.warm()
+    session, first = stage.session, stage.first
+    for other in stage.others:
+        other.down = (first.id,)
+    asked = (stage.others[0].id,)
+    await session.run(Get(i=session.number(), id=ID), asked)
+    assert session.health.all_well, "it has just answered"
+    session.health.heard[first.id] -= 10
+    await session.run(Get(i=session.number(), id=ID), asked)
+    assert not session.health.well(first.id)
+    await until(lambda: session.health.all_well)
+
+
+async def test_a_session_without_work_pings_nobody(stage: Stage) -> None:
+    first = stage.first
+    await stage.leave(first.id)
+    await stage.get()
+    session = stage.session
+    assert not session.health.well(first.id)
+    session._active_at -= 100
+    number = session.number()
+    await asyncio.sleep(0.4)
+    assert session.number() == number + 1
+
+
+# -- who holds what ----------------------------------------------------------------------------------------------------
+
+
+async def moved(stage: Stage, epoch: int, **nodes: str) -> None:
+    """`a="bcd"`: what a held, these hold."""
+    replicas = dict.fromkeys(range(PARTITIONS), tuple(nodes["all"]))
+    for name, numbers in nodes.items():
+        if name != "all":
+            replicas |= {int(n): tuple(name) for n in numbers}
+    await stage.change(replicas, epoch)
+
+
+async def test_a_newer_epoch_is_asked_for_once_in_the_background(stage: Stage) -> None:
+    asked = stage.asked
+    await moved(stage, 3, all="bcd")
+    await asyncio.gather(*[stage.get() for _ in range(50)])
+    await until(lambda: stage.session.hello.epoch == 3)
+    assert stage.asked - asked <= 2
+    assert {node.id for node in stage.session.hello.nodes} == set("bcd")
+    assert set(stage.session.routing.replicas[NUMBER]) == set("bcd")
+    for _ in range(20):
+        await stage.get()
+    assert stage.asked - asked <= 2
+
+
+async def test_an_operation_whose_replicas_have_all_left_finds_the_new_ones(stage: Stage) -> None:
+    for node in stage.nodes.values():
+        node.say = refuses("NotHere")
+    running = [asyncio.create_task(stage.get()), asyncio.create_task(stage.store())]
+    await asyncio.sleep(0.1)
+    assert not any(task.done() for task in running)
+    await moved(stage, 2, all="def")
+    await asyncio.gather(*running)
+    assert stage.session.hello.epoch == 2
+
+
+async def test_nodes_that_left_for_good_are_not_waited_for(stage: Stage) -> None:
+    await moved(stage, 2, all="def")  # a, b and c are gone: nobody tells of the epoch
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailed):
+        async with asyncio.timeout(10):
+            stage.session.timeout = 0.3
+            await stage.get()
+    stage.session.timeout = 5.0
+    assert time.monotonic() - started < 2
+
+
+async def test_a_query_asks_each_partition_once_whatever_moves(stage: Stage) -> None:
+    def holding(*numbers: int) -> Say:
+        def say(operation: Operation) -> Result | None:
+            if isinstance(operation, Query):
+                asked = set(range(PARTITIONS) if operation.partitions is None else operation.partitions)
+                if not asked <= set(numbers):
+                    return Result(i=operation.i, error="NotHere")
+            return does(operation)
+
+        return say
+
+    await moved(stage, 1, all="abc")
+    await stage.get()
+    await until(lambda: stage.session.hello.epoch == 1)
+    for node in stage.nodes.values():
+        node.say = refuses("NotHere")
+    asking = asyncio.create_task(stage.query())
+    await asyncio.sleep(0.1)
+    await moved(stage, 2, ab="0123", bc="45", cd="67", all="abcd")
+    held = {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3, 4, 5), "c": (4, 5, 6, 7), "d": (6, 7)}
+    for name, numbers in held.items():
+        stage.nodes[name].say = holding(*numbers)
+    results = await asking
+    assert Counter(number for result in results for number in result.cut) == Counter(range(PARTITIONS))
+    assert len(results) == 2
+
+
+async def test_waiting_for_a_token_follows_too(stage: Stage) -> None:
+    vectors = {number: {"x": 1} for number in range(PARTITIONS)}
+    for node in stage.nodes.values():
+        node.say = refuses("NotHere")
+    waiting = asyncio.create_task(stage.session.reach(vectors, 5.0))
+    await asyncio.sleep(0.1)
+    await moved(stage, 2, all="def")
+    await waiting
+
+
+async def test_a_question_to_one_node_that_has_it_no_more_ends_at_once(stage: Stage) -> None:
+    stage.nodes["a"].say = refuses("NotHere")
+    session = stage.session
+    started = time.monotonic()
+    with pytest.raises(Exception, match="node a does not hold"):
+        await session.run(Get(i=session.number(), id=ID), ("a",))
+    assert time.monotonic() - started < 1
+
+
+# -- what went wrong ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_quorum_names_who_is_missing(stage: Stage) -> None:
+    stage.first.say = refuses(
+        "QuorumFailed", message="1 of 2", outcome="unknown", acks_seen=1, acks_needed=2, missing=("b", "c")
+    )
+    with pytest.raises(QuorumFailed) as failed:
+        await stage.store()
+    error = failed.value
+    assert (error.acks, error.needed, error.missing, error.outcome) == (1, 2, ("b", "c"), "unknown")
+
+
+async def test_so_does_one_that_the_sessions_own_time_ends(stage: Stage) -> None:
+    stage.session.timeout = 0.3
+    for node in stage.nodes.values():
+        node.say = lambda operation: None
+    with pytest.raises(QuorumFailed, match=r"0 of the 2 replicas needed .* [abc], [abc], [abc] are not") as failed:
+        await stage.store()
+    assert failed.value.outcome == "unknown"
+    assert (failed.value.acks, failed.value.needed, sorted(failed.value.missing)) == (0, 2, ["a", "b", "c"])
+
+    for node in stage.nodes.values():
+        node.say = refuses("Busy", message="1 of 2 reached", acks_seen=1, missing=("b",))
+    with pytest.raises(QuorumFailed) as failed:
+        await stage.store()
+    assert (failed.value.outcome, failed.value.acks, failed.value.missing) == ("not applied", 1, ("b",))
+
+
+async def test_a_token_that_nobody_has_is_said(stage: Stage) -> None:
+    stage.session.timeout = 0.3
+    for node in stage.nodes.values():
+        node.say = refuses("Behind", message="not yet")
+    with pytest.raises(StaleToken):
+        await stage.get()
+
+
+# -- feeds -------------------------------------------------------------------------------------------------------------
+
+
+async def test_feeds_move_with_their_partitions_and_go_on_from_where_they_were(stage: Stage) -> None:
+    opened: list[tuple[str, FeedOpen]] = []
+    closed: list[str] = []
+    decode = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
+
+    def serve(name: str) -> Callable[[Message], None]:
+        def take(message: Message) -> None:
+            command = decode(message.payload)
+            if isinstance(command, FeedOpen):
+                opened.append((name, command))
+                positions = {n: {"x": n + 1} for n in command.partitions} if command.token is None else {}
+                stage.transport.send(command.inbox, encode(FeedBatch(feed=command.feed, number=0, positions=positions)))
+            elif isinstance(command, FeedClose):
+                closed.append(command.feed)
+
+        return take
+
+    for name in "abcd":
+        await stage.transport.subscribe(Subjects("stage").feed(name), serve(name))
+    updates = Updates(stage.session, Selection(), None)
+    async with updates:
+        ((first, before),) = opened
+        assert before.token is None
+        rest = tuple(name for name in "abcd" if name != first)
+        replicas = {n: ("a", "b", "c") if n % 2 else rest for n in range(PARTITIONS)}
+        await stage.change(replicas, 2)
+        await stage.get()
+        await until(lambda: sum(len(open.partitions) for _, open in opened) == 2 * PARTITIONS, SILENT_SECONDS_MAX - 0.5)
+        assert closed == [before.feed]
+        for name, open in opened[1:]:
+            assert open.token == {number: {"x": number + 1} for number in open.partitions}, "from there on"
+            assert all(name in replicas[number] for number in open.partitions)
+        assert sorted(n for _, open in opened[1:] for n in open.partitions) == list(range(PARTITIONS))
+        await asyncio.sleep(0.3)
+        assert len(closed) == 1, "the others stay where they are"
