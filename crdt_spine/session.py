@@ -405,9 +405,7 @@ class Session:
                         token[number] = self.vectors[number]
         operations, now = [call.operation for call in calls], self._loop.time()
         by, until = self._lateness.by(node, now), now + self._lateness.window(node, now)
-        request = Request(
-            session=self.id, agent=self.agent, operations=operations, token=token, retry=retry, by=by
-        )
+        request = Request(session=self.id, agent=self.agent, operations=operations, token=token, retry=retry, by=by)
         payload, problem = b"", ""
         try:
             payload = encode(request)

@@ -220,7 +220,8 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class Rumours(_Message, frozen=True, kw_only=True, tag_field="type", tag="gossip/1"):
     """A part of what a node knows of others (core/gossip.py): `beats` are their newest heartbeats, negative where
-    they are suspected to be gone since, `vitals` what they said of themselves. `asks`: what the hearer knows better is to come back."""
+    they are suspected to be gone since, `vitals` what they said of themselves. `asks`: what the hearer knows better is
+    to come back."""
 
     node: NodeId
     asks: bool = False
@@ -373,10 +374,11 @@ class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag
 
 
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
-    """A page of a selection from these partitions; None: from all there are. `after` is (created, id) of the last memory shown; by relevance,
-    `shown` lists the ids that earlier pages had. `causal`: say of each hit what its order in a thread needs, and of the
-    page what it is a picture of. `keys`: these are the home partitions of placement keys; in which others may there be
-    memories with one of them? `strays` is what the asker was shown of those (core/strays.py)."""
+    """A page of a selection from these partitions; None: from all there are. `after` is (created, id) of the last memory
+    shown; by relevance, `shown` lists the ids that earlier pages had. `causal`: say of each hit what its order in a
+    thread needs, and of the page what it is a picture of. `keys`: these are the home partitions of placement keys; in
+    which others may there be memories with one of them? `strays` is what the asker was shown of those
+    (core/strays.py)."""
 
     i: int
     selection: Selection
