@@ -75,6 +75,8 @@ EXAMPLES: list[Any] = [
     RecordsAnswer(through=2, states=[(0, msgspec.Raw(b"[1]"))], absent=(1,)),
     StraysRequest(partitions=(3, 5)),
     StraysAnswer(keys={3: ({"r/a@1": 7}, b"keys")}),
+    Claim(node="a", process="p", pid=7, host="h", settled=True),
+    Rumours(node="a", asks=True, beats={"b": 1_700_000_000_000}, vitals=(Vitals("b", 1_700_000_000_000, 3, "up"),)),
 ]  # fmt: skip
 every = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 
