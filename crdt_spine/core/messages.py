@@ -376,8 +376,8 @@ class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     """A page of a selection from these partitions; None: from all there are. `after` is (created, id) of the last
     memory shown; by relevance, `shown` lists the ids that earlier pages had. `causal`: say of each hit what its order
-    in a thread needs, and of the page what it is a picture of. `keys`: these are the home partitions of placement keys; in
-    which others may there be memories with one of them? `strays` is what the asker was shown of those
+    in a thread needs, and of the page what it is a picture of. `keys`: these are the home partitions of placement
+    keys; in which others may there be memories with one of them? `strays` is what the asker was shown of those
     (core/strays.py)."""
 
     i: int
