@@ -243,7 +243,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 def test_what_is_said_to_be_missing_is_missing(tmp_path: Path) -> None:
     """Whoever builds one of these finds here that the README has to be changed."""
     assert not hasattr(Spine, "lock")
-    assert not {"cluster", "locks", "bridge"} & spine.commands.keys()
+    assert not {"locks", "bridge"} & spine.commands.keys()
     assert not (PACKAGE / "sync.py").exists() and not (PACKAGE / "telemetry").exists()
     shown = re.findall(r"^ +self\._routes = (.*)$", (PACKAGE / "http" / "pages.py").read_text(encoding="utf-8"), re.M)
     assert re.findall(r'"(/\w*)"', shown[0]) == ["/", "/health", "/status"], "there is no API over HTTP, and no metrics"
