@@ -106,9 +106,9 @@ REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still o
 CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500
 
 # -- gossip ------------------------------------------------------------------------------------------------------
-GOSSIP_SECONDS: Final = 0.42  # how often a node asks one other: below 10 messages a second, sent and taken
+GOSSIP_SECONDS: Final = 0.5  # how often a node asks one other: below 10 messages a second, sent and taken
 GOSSIP_BYTES_MAX: Final = 16 * 1024  # of a message; larger ones are refused
-BEAT_MAX: Final = 10**14 - 1  # milliseconds until the year 5138; fourteen digits in a message
+BEAT_MAX: Final = 10**14 - 1  # milliseconds until the year 5138; fourteen digits in a message, or six bytes
 
 # -- a node's HTTP listener --------------------------------------------------------------------------------------
 HTTP_HEAD_BYTES_MAX: Final = 16 * 1024  # a request's line and headers; browsers and proxies stay below 8 KiB

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @connected()
 def status(common: Common, partitions: bool, again: bool, interval: float) -> None:
-    """Show the nodes' state and load, repairs, how evenly all is spread, and the quorum."""
+    """Show the nodes, their load, lag and repairs."""
     from crdt_spine.cli.opening import opened, run
 
     async def main() -> None:

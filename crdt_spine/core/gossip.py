@@ -5,21 +5,24 @@ reaches all of n nodes in about log n rounds, whoever is gone and whatever is lo
 reconciliation and flow control for anti-entropy protocols" (Scuttlebutt, 2008): a message has a size that it may not
 exceed, so what goes into it is chosen by order.
 
-**A heartbeat** is one number. It begins with the process, as its generation (the milliseconds of its start), and grows
-by one with each tick, which is far less than one a millisecond. So a later process's are above all of an earlier one's,
-and (generation, version) are compared as a whole, in fourteen digits. Who hears of itself what it has not said yet (its
-clock was set back) begins a new generation above that.
-
-**A message** has a bounded number of heartbeats, and vitals (`messages.Vitals`) up to a bounded size. Where not all
-fit, half of a question is what the asker heard last, which is what others may not have yet, and half is whom it has not
-heard of for longest: whom it would suspect next is whom it asks about. The answer is first what is newer of the asked,
-then what was heard last. The last suspicions are in both. Vitals are the last ones heard, and some in turn, as nobody
-asks for them.
+**A heartbeat** is one even number. It begins with the process, as its generation (the milliseconds of its start), and
+grows by two with each tick, which is far less than one a millisecond. So a later process's are above all of an earlier
+one's, and (generation, version) are compared as a whole, in fourteen digits. Who hears of itself what it has not said
+yet (its clock was set back) begins a new generation above that.
 
 **Suspicion** is φ of the times between news of a node (core/phi.py). Above PHI_SUSPECT it is a suspect, after
-DOWN_SECONDS more it is down. Suspicion travels, as the heartbeat since which there was silence, negated (SWIM does it
-alike: Das, Gupta, Motivala, 2002). Who knows no later one believes it: the accuser has waited for at least as new a
-heartbeat as is known here. Who knows a later one does not, and says so. Any later heartbeat ends it.
+DOWN_SECONDS more it is down. Suspicion travels (SWIM does it alike: Das, Gupta, Motivala, 2002), as the odd number
+above the heartbeat since which there was silence. So of two numbers the higher one is the news, always: who knows no
+later heartbeat believes the suspicion, as the accuser has waited for at least as new a one; who knows a later one does
+not, and says so. Any later heartbeat ends it.
+
+**A message** has heartbeats by name, as far as they fit, and vitals (`messages.Vitals`) up to a bounded size: the last
+ones heard, and some in turn, as nobody asks for them. Where not all heartbeats fit by name, all are sent as a table by
+place (core/roster.py), which can be read by who has the same members, that is by nearly everybody nearly always. Who
+can't, as the change of members has not reached one of the two yet, answers by name, and its own next question is by
+name. That is half what the asker heard last, which is what others may not have yet, and half whom it has not heard of
+for longest: whom it would suspect next is whom it asks about. The answer is first what is newer of the asked, then what
+was heard last. The last suspicions are in both.
 
 **Time** is counted in steps of at most TICK_SECONDS_MAX: a process that was stopped, or had no processor, has not heard
 anybody for long, and that is not their fault.
@@ -32,13 +35,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
+from itertools import compress, islice
+from operator import gt
 from typing import Final, Literal, Protocol
 
 import msgspec
 
 from crdt_spine.core.messages import Rumours, Vitals, encode
 from crdt_spine.core.phi import DEVIATION_SECONDS_MIN, averaged, phi
+from crdt_spine.core.roster import BEAT_BYTES, BEAT_CHARACTERS, digest_of, packed, unpacked
 from crdt_spine.limits import BEAT_MAX, GOSSIP_BYTES_MAX, GOSSIP_SECONDS
 
 State = Literal["joining", "up", "suspect", "down", "leaving"]
@@ -48,7 +53,8 @@ DOWN_SECONDS: Final = 5.0  # from suspect to down
 TICK_SECONDS_MAX: Final = 4 * GOSSIP_SECONDS  # more than passes between two ticks of a node that runs
 SILENT_SECONDS_MIN: Final = 5 * DEVIATION_SECONDS_MIN  # φ of less is below 7, whatever mean and variance are
 FIRST_SECONDS: Final = (2.0, 4.0)  # mean and variance of the time until somebody is heard of for the first time
-VITALS_BYTES_MAX: Final = 3 * 1024  # of a message
+VITALS_BYTES_MAX: Final = 3 * 1024  # of a message, and ...
+REST_BYTES_MAX: Final = 1024  # ... of all that is neither vitals nor heartbeats of others
 VITALS_IN_TURN: Final = 4  # one in so many bytes of them; at most ...
 VITALS_AT_ONCE: Final = 8  # ... so many vitals
 VITALS_NODES: Final = 100  # with so many nodes, load and latency are told each second; with more, less often
@@ -56,6 +62,7 @@ AHEAD_MILLISECONDS_MAX: Final = 100 * 365 * 86_400_000  # of others' heartbeats:
 # number be one, there would be some that their node can't rise above
 SUSPECTS_TOLD: Final = 64  # in every message, the last ones
 FAREWELLS: Final = 32  # nodes that a node that stops tells itself
+_BEAT_BYTES_MAX: Final = len('"":,') + len(str(BEAT_MAX))  # beside its node's name
 
 _decode = msgspec.json.Decoder(Rumours).decode
 
@@ -80,7 +87,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer:
-    """What is known of another node."""
+    """What is known of another node. `beat` is odd once it is a suspect, unless nothing was ever heard of it."""
 
     __slots__ = ("beat", "heard", "mean", "suspect", "variance", "vitals", "vitals_bytes")
 
@@ -104,7 +111,10 @@ def read(payload: bytes) -> Rumours:
     """A message. Raises one of Unreadable."""
     if len(payload) > GOSSIP_BYTES_MAX:
         raise msgspec.ValidationError(f"gossip of {len(payload)} bytes")
-    return _decode(payload)
+    message = _decode(payload)
+    if len(message.table) % BEAT_BYTES:
+        raise msgspec.ValidationError(f"a table of {len(message.table)} bytes")
+    return message
 
 
 class Gossip:
@@ -116,8 +126,8 @@ class Gossip:
 
     def __init__(self, node: str, zone: str | None, generation: int, now: float) -> None:
         self.node = node
-        self.beat = generation
-        self.vitals = Vitals(node, generation, 0, "joining", zone or "")
+        self.beat = generation + generation % 2
+        self.vitals = Vitals(node, self.beat, 0, "joining", zone or "")
         self.counts: Counter[str] = Counter()
         self.turns: list[tuple[str, State, State]] = []
         self._away: tuple[str, ...] | None = ()
@@ -172,7 +182,7 @@ class Gossip:
     def tick(self, now: float, chance: Chance) -> list[tuple[str, Rumours]]:
         """Every GOSSIP_SECONDS or so: who is silent for too long? Then what is to be said to whom."""
         self._count(now)
-        self.beat = min(self.beat + 1, BEAT_MAX)
+        self.beat = min(self.beat + 2, BEAT_MAX - 1)
         self._judge()
         message = self._question()
         return [(node, message) for node in self._partners(chance)]
@@ -183,11 +193,19 @@ class Gossip:
         if message.node not in self._living and message.node not in self._down:
             self.counts["strangers"] += 1
             return None
-        highest = max(map(abs, message.beats.values()), default=0)
-        if max([highest, *(vitals.generation for vitals in message.vitals)]) > self.beat + AHEAD_MILLISECONDS_MAX:
+        self._agreed = message.roster == self._roster
+        table = unpacked(message.table) if self._agreed else ()
+        told = (message.beats.values(), table, [vitals.generation for vitals in message.vitals])
+        highest = max(max(numbers, default=0) for numbers in told)
+        if highest > min(self.beat + AHEAD_MILLISECONDS_MAX, BEAT_MAX) or len(table) not in (0, len(self._names)):
             self.counts["absurd"] += 1
             return None
+        if message.table and not self._agreed:
+            self.counts["other_rosters"] += 1
         self._hear(message.beats)
+        if table:
+            named = zip(self._names, table, strict=True)
+            self._hear(dict(compress(named, map(gt, table, self._table()))))
         for vitals in message.vitals:
             self._learn(vitals)
         return self._answer(message) if message.asks else None
@@ -197,7 +215,7 @@ class Gossip:
         self.tell("leaving", epoch=self.vitals.epoch)
         others = list(self._living)
         chance.shuffle(others)
-        message = Rumours(node=self.node, beats={self.node: self.beat}, vitals=(self.vitals,))
+        message = Rumours(node=self.node, roster=self._roster, beats={self.node: self.beat}, vitals=(self.vitals,))
         return [(node, message) for node in others[:FAREWELLS]]
 
     # -- what the owner may know ------------------------------------------------------------------------------------
@@ -240,7 +258,13 @@ class Gossip:
             peer = find(node)
             if peer is None:
                 self._hear_of_another(node, beat)
-            elif beat > peer.beat:
+            elif beat <= peer.beat:
+                continue
+            elif beat & 1:
+                peer.beat = beat
+                if peer.suspect is None:
+                    self._turn(node, peer, time)
+            else:
                 if peer.suspect is not None:
                     self._turn(node, peer, None)
                 elif peer.beat:
@@ -251,31 +275,27 @@ class Gossip:
                 peer.heard = time
                 del living[node]
                 living[node] = peer
-            elif -beat >= peer.beat and beat:
-                peer.beat = -beat
-                if peer.suspect is None:
-                    self._turn(node, peer, time)
 
     def _hear_of_another(self, node: str, beat: int) -> None:
         """Of one that is down, of this node, or of a stranger."""
         peer = self._down.get(node)
         if peer is not None:
-            if beat > peer.beat:
+            if beat > peer.beat and not beat & 1:
                 del self._down[node]
                 peer.beat, peer.heard, peer.suspect = beat, self._time, None
                 self._living[node] = peer
                 self.turns.append((node, "down", peer.state()))
                 self._away = None
             else:
-                peer.beat = max(peer.beat, -beat)
+                peer.beat = max(peer.beat, beat)
         elif node != self.node:
             self.counts["strangers"] += 1
-        elif abs(beat) > self.beat:
-            self._rise_above(abs(beat))
+        elif beat > self.beat + 1:
+            self._rise_above(beat)
 
     def _rise_above(self, number: int) -> None:
         """Others know what this process has not said: of an earlier one, whose clock was ahead."""
-        self.beat = min(max(self.beat, number) + 1, BEAT_MAX)
+        self.beat = min((max(self.beat, number) | 1) + 1, BEAT_MAX - 1)
         self.vitals = msgspec.structs.replace(self.vitals, generation=self.beat)
         self.counts["outdone"] += 1
 
@@ -307,6 +327,7 @@ class Gossip:
                 if self._time - peer.suspect >= DOWN_SECONDS:
                     down.append(node)
             elif phi(silent, peer.mean, peer.variance) >= PHI_SUSPECT:
+                peer.beat |= peer.beat > 0
                 self._turn(node, peer, self._time)
         for node in down:
             peer = self._living.pop(node)
@@ -329,11 +350,20 @@ class Gossip:
     # -- speaking ---------------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        """How many heartbeats fit beside everything else: beside its node's name one takes 19 bytes at most."""
-        names = [self.node, *self._living, *self._down]
-        rest = GOSSIP_BYTES_MAX - VITALS_BYTES_MAX - 1024
-        self._beats_max = rest // (max(len(name.encode()) for name in names) + 19)
-        self._regular = (1.0, max(DEVIATION_SECONDS_MIN, math.log2(len(names)) / 10) ** 2)
+        """Who is in a table, and how much fits into a message beside everything else."""
+        others = self._living | self._down
+        self._names = sorted([self.node, *others])
+        self._peers = [others.get(name) for name in self._names]
+        self._roster = digest_of(self._names)
+        self._agreed = True  # with who spoke last
+        room = GOSSIP_BYTES_MAX - VITALS_BYTES_MAX - REST_BYTES_MAX
+        self._beats_max = room // (max(len(name.encode()) for name in self._names) + _BEAT_BYTES_MAX)
+        self._tabled = self._beats_max < len(self._names) <= room // BEAT_CHARACTERS
+        self._regular = (1.0, max(DEVIATION_SECONDS_MIN, math.log2(len(self._names)) / 10) ** 2)
+
+    def _table(self) -> list[int]:
+        """Of all members, in the order of their names."""
+        return [self.beat if peer is None else peer.beat for peer in self._peers]
 
     def _partners(self, chance: Chance) -> list[str]:
         """Whom to ask: the next of a round in random order; and, the more of them there are, one of those who are
@@ -352,41 +382,45 @@ class Gossip:
 
     def _pressing(self) -> dict[str, int]:
         """What is in every message: the own heartbeat, and the last suspicions."""
-        beats = {node: -self._living[node].beat for node in islice(reversed(self._suspects), SUSPECTS_TOLD)}
-        return {self.node: self.beat, **beats}
+        suspects = islice(reversed(self._suspects), SUSPECTS_TOLD)
+        return {self.node: self.beat, **{node: self._living[node].beat for node in suspects}}
 
     def _question(self) -> Rumours:
-        living = self._living
+        vitals = self._some_vitals({})
+        if self._tabled and self._agreed:
+            return self._whole(vitals, asks=True)
         beats = self._pressing()
         limit = self._beats_max - len(beats)
-        if len(living) + len(self._down) <= limit:
-            for peers in (living, self._down):
-                for node, peer in peers.items():
-                    beats[node] = peer.beat if peer.suspect is None else -peer.beat
+        if len(self._names) <= self._beats_max:
+            beats = dict(zip(self._names, self._table(), strict=True))
         else:
-            for node, peer in islice(reversed(living.items()), limit // 2):
-                beats[node] = peer.beat if peer.suspect is None else -peer.beat
-            for node, peer in islice(living.items(), limit - limit // 2):
-                beats[node] = peer.beat if peer.suspect is None else -peer.beat
-        return Rumours(node=self.node, asks=True, beats=beats, vitals=self._some_vitals({}))
+            for node, peer in islice(reversed(self._living.items()), limit // 2):
+                beats[node] = peer.beat
+            for node, peer in islice(self._living.items(), limit - limit // 2):
+                beats[node] = peer.beat
+        return Rumours(node=self.node, roster=self._roster, asks=True, beats=beats, vitals=vitals)
 
     def _answer(self, question: Rumours) -> Rumours:
+        vitals = self._some_vitals({v.node: v for v in question.vitals})
+        if self._tabled and self._agreed:
+            return self._whole(vitals)
         asked, limit = question.beats, self._beats_max
         beats = self._pressing()
         for node, beat in asked.items():
             peer = self._living.get(node) or self._down.get(node)
-            if peer is None or len(beats) >= limit:
-                continue
-            if peer.beat > abs(beat):
-                beats[node] = peer.beat if peer.suspect is None else -peer.beat
-            elif peer.beat == beat and peer.suspect is not None:
-                beats[node] = -beat
+            if peer is not None and peer.beat > beat and len(beats) < limit:
+                beats[node] = peer.beat
         for node, peer in reversed(self._living.items()):
             if len(beats) >= limit:
                 break
             if node not in asked and peer.suspect is None:
                 beats[node] = peer.beat
-        return Rumours(node=self.node, beats=beats, vitals=self._some_vitals({v.node: v for v in question.vitals}))
+        return Rumours(node=self.node, roster=self._roster, beats=beats, vitals=vitals)
+
+    def _whole(self, vitals: tuple[Vitals, ...], asks: bool = False) -> Rumours:
+        """All heartbeats, and the own one by name, too: for who can't read the others."""
+        own, table = {self.node: self.beat}, packed(self._table())
+        return Rumours(node=self.node, roster=self._roster, asks=asks, beats=own, table=table, vitals=vitals)
 
     def _some_vitals(self, known: dict[str, Vitals]) -> tuple[Vitals, ...]:
         """The own, the last heard ones, and some in turn, but for what is `known` to who asks."""

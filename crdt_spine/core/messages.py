@@ -50,7 +50,6 @@ After = Annotated[dict[int, Dots], msgspec.Meta(max_length=limits.PARTITIONS_MAX
 # What gossip says of a node.
 NodeId = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
 Beat = Annotated[int, msgspec.Meta(ge=0, le=limits.BEAT_MAX)]
-SignedBeat = Annotated[int, msgspec.Meta(ge=-limits.BEAT_MAX, le=limits.BEAT_MAX)]
 Small = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 
 NodeState = Literal["starting", "up", "full", "stopping"]
@@ -219,13 +218,16 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Rumours(_Message, frozen=True, kw_only=True, tag_field="type", tag="gossip/1"):
-    """A part of what a node knows of others (core/gossip.py): `beats` are their newest heartbeats, negative where
-    they are suspected to be gone since, `vitals` what they said of themselves. `asks`: what the hearer knows better is
-    to come back."""
+    """A part of what a node knows of others (core/gossip.py): `beats` are their newest heartbeats by name, odd where
+    they are suspected to be gone since, `table` those of all members by place, `roster` the digest of the members'
+    names (core/roster.py), `vitals` what some said of themselves. `asks`: what the hearer knows better is to come
+    back."""
 
     node: NodeId
+    roster: Annotated[str, msgspec.Meta(max_length=16)] = ""
     asks: bool = False
-    beats: Annotated[dict[NodeId, SignedBeat], msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX // 4)] = {}
+    beats: Annotated[dict[NodeId, Beat], msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX // 4)] = {}
+    table: Annotated[bytes, msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX)] = b""
     vitals: Annotated[tuple[Vitals, ...], msgspec.Meta(max_length=limits.GOSSIP_BYTES_MAX // 16)] = ()
 
 

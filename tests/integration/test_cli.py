@@ -309,7 +309,7 @@ def test_help_and_version_need_no_server(spine: Spine) -> None:
     listed = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert listed == [
         "up", "store", "get", "update", "delete", "query", "watch", "history", "conflicts", "import", "export",
-        "status", "config", "node", "bench",
+        "status", "cluster", "config", "node", "bench",
     ]  # fmt: skip
     assert "..." not in shown.out.partition("Commands:")[2]
     for command in (*listed, "config check"):

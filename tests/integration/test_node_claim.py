@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from crdt_spine.core.messages import Claim, encode
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.claim import CLAIM_SECONDS_MAX, NodeClaim
+from crdt_spine.transport.base import NobodyListens
 from crdt_spine.transport.nats import NatsTransport
 
 Broker = Any
@@ -76,7 +78,12 @@ async def test_one_that_holds_the_id_and_does_not_answer_is_taken_for_dead_after
     process: Process, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped, claim = await process("a"), await process("b")
-    await stopped.transport.subscribe(Subjects("test").claim("n1"), lambda message: None)
+    subject = Subjects("test").claim("n1")
+    await stopped.transport.subscribe(subject, lambda message: None)
+    with pytest.raises(TimeoutError):  # the broker knows of the subscription from here on
+        while True:
+            with contextlib.suppress(NobodyListens):
+                await claim.transport.request(subject, b"", 0.1)
     with caplog.at_level(logging.WARNING):
         await claim.take()
     assert "does not answer" in caplog.text

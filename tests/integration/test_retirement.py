@@ -31,7 +31,7 @@ from crdt_spine.supervisor.supervisor import node_command
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("retirement")]
 
 Cluster = Any
-RETIREMENT_SECONDS = 5
+RETIREMENT_SECONDS = 9
 AWAY = "spine-3"
 OTHERS = ("spine-1", "spine-2")
 
