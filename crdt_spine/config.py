@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from crdt_spine.core.messages import Level
+from crdt_spine.core.messages import Level, Role
 from crdt_spine.limits import (
     CACHE_BYTES_MAX,
     CLOCK_DRIFT_MILLISECONDS_MAX,
@@ -44,12 +44,12 @@ LEVELS = tuple(level.value for level in Consistency)
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A node. `host:port` is its HTTP listener. `role` is the operator's word for it: every node coordinates writes."""
+    """A node. `host:port` is its HTTP listener. A `role` of replica is asked to coordinate where no primary is."""
 
     id: str
     host: str
     port: int
-    role: str = "primary"
+    role: Role = "primary"
     zone: str | None = None
 
 
@@ -62,7 +62,7 @@ class ReplicationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverrideConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A memory with one of these tags is written and read at this level."""
+    """Reserved: a memory with one of these tags is to be written and read at this level."""
 
     tags: tuple[str, ...]
     model: Level
@@ -76,7 +76,7 @@ class ConsistencyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NatsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the brokers are; empty: it is said on the command line."""
+    """Where the brokers are, for nodes to which nobody says it otherwise."""
 
     urls: tuple[str, ...] = ()
 
@@ -91,21 +91,23 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocksConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease of a lock whose holder names none, and how many brokers keep the leases."""
+    """The lease of a lock whose holder names none (reserved: there are no locks yet), and how many brokers keep leases,
+    and who belongs to the cluster."""
 
     ttl_seconds: float = 30.0
     replicas: int = 1
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where traces go (an OTLP endpoint; None: nowhere), and the share of operations that are traced."""
+    """Reserved: where traces go (an OTLP endpoint; None: nowhere), and the share of operations that are traced."""
 
     endpoint: str | None = None
     sample_ratio: float = 0.01
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One cluster, checked."""
+    """One cluster, checked. `implied` are the keys of `replication` that the file leaves out: they follow from the
+    number of nodes when the cluster begins, and are the cluster's then."""
 
     name: str
     nodes: tuple[NodeConfig, ...]
@@ -118,12 +120,16 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     locks: LocksConfig = LocksConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    implied: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
         """The text of a cluster.yaml that loads as this. Optional sections are left out where they are the default."""
         document = msgspec.to_builtins(self)
+        for key in document.pop("implied"):
+            del document["replication"][key]
         for field in msgspec.structs.fields(ClusterConfig)[2:]:
-            if getattr(self, field.name) == field.default and field.name not in ("replication", "consistency"):
+            kept = field.name in ("implied", "replication", "consistency")
+            if getattr(self, field.name) == field.default and not kept:
                 del document[field.name]
         for node in document["nodes"]:
             if node["zone"] is None:
@@ -133,6 +139,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, all of it or nothing, also when the power fails. Raises ConfigError."""
         write_whole(Path(path), self.to_yaml())
+
+
+KEYS = tuple(name for name in ClusterConfig.__struct_fields__ if name != "implied")
 
 
 def load(path: str | os.PathLike[str]) -> ClusterConfig:
@@ -222,7 +231,7 @@ def _parse(file: str, text: str | bytes) -> tuple[ClusterConfig | None, list[Pro
     if root is not None and not root.given("cluster"):
         root.problem("cluster", "is missing; it must be a mapping with the keys name and nodes")
     elif root is not None:
-        cluster = root.section("cluster", ClusterConfig.__struct_fields__)
+        cluster = root.section("cluster", KEYS)
         if root.sound("cluster"):
             config = _cluster(cluster)
     found = sorted(document.problems, key=lambda problem: problem.line)
@@ -230,13 +239,15 @@ def _parse(file: str, text: str | bytes) -> tuple[ClusterConfig | None, list[Pro
 
 
 def _cluster(cluster: Section) -> ClusterConfig:
+    replication, implied = _replication(cluster)
     return ClusterConfig(
         name=cluster.text("name", check=_name),
         nodes=_nodes(cluster),
         region=cluster.text("region", "local", check=_name),
         partitions=cluster.whole("partitions", 1, PARTITIONS_MAX, 64),
         placement=cast(Placement, cluster.one_of("placement", PLACEMENTS, "hash")),
-        replication=_replication(cluster),
+        replication=replication,
+        implied=implied,
         consistency=_consistency(cluster),
         nats=_nats(cluster),
         limits=_limits(cluster),
@@ -253,7 +264,7 @@ def _nodes(cluster: Section) -> tuple[NodeConfig, ...]:
             id=section.text("id", check=_name),
             host=section.text("host", check=_host),
             port=section.whole("port", 1, 65_535),
-            role=section.one_of("role", ROLES, "primary"),
+            role=cast(Role, section.one_of("role", ROLES, "primary")),
             zone=section.text_or_none("zone", check=_zone),
         )
         where = f"cluster.nodes[{len(nodes)}]"
@@ -266,19 +277,20 @@ def _nodes(cluster: Section) -> tuple[NodeConfig, ...]:
     return tuple(nodes)
 
 
-def _replication(cluster: Section) -> ReplicationConfig:
-    """What is left out fits the number of nodes."""
+def _replication(cluster: Section) -> tuple[ReplicationConfig, tuple[str, ...]]:
+    """What is left out fits the number of nodes; and which keys those are."""
     section = cluster.section("replication", ReplicationConfig.__struct_fields__)
     nodes = cluster.data.get("nodes")
     high, high_is = (len(nodes), "the number of nodes") if isinstance(nodes, list) and nodes else (1_000, "")
     factor = section.whole("factor", 1, high, min(3, high), high_is=high_is)
     if section.sound("factor"):
         high, high_is = factor, "the replication factor"
-    return ReplicationConfig(
+    replication = ReplicationConfig(
         factor=factor,
         write_quorum=section.whole("write_quorum", 1, high, min(2, high), high_is=high_is),
         read_quorum=section.whole("read_quorum", 1, high, 1, high_is=high_is),
     )
+    return replication, tuple(key for key in ReplicationConfig.__struct_fields__ if not section.given(key))
 
 
 def _consistency(cluster: Section) -> ConsistencyConfig:

@@ -12,13 +12,14 @@ from typing import TypeVar
 
 import msgspec
 
+from crdt_spine.call import Moved
 from crdt_spine.core.clock import moment
 from crdt_spine.core.conflicts import Receipt, place_in
 from crdt_spine.core.messages import Conflicts, History, Result
 from crdt_spine.errors import ConnectionFailed, SpineError
 from crdt_spine.limits import PAST_SECONDS_MAX
 from crdt_spine.memory import Conflict, Memory
-from crdt_spine.session import Moved, Session
+from crdt_spine.session import Session
 
 T = TypeVar("T")
 POLL_SECONDS = 0.05

@@ -88,4 +88,9 @@ def _by_partition(layout: Layout, nodes: list[dict[str, Any]]) -> dict[str, dict
 def _newest(nodes: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The cluster's members as the node knows them that has heard the latest of them."""
     known = [node["cluster"] for node in nodes if node.get("cluster")]
-    return max(known, key=lambda cluster: int(cluster["epoch"]), default=None)
+    newest: dict[str, Any] | None = max(known, key=lambda cluster: int(cluster["epoch"]), default=None)
+    if newest is None or not newest["change"]:
+        return newest
+    comes = newest["change"]["comes"]
+    taken: dict[str, int] = next((node.get("taken", {}) for node in nodes if node["id"] == comes), {})
+    return {**newest, "change": {**newest["change"], **taken}}

@@ -13,16 +13,18 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from crdt_spine.core.messages import NodeInfo, Reshape, Status
-from crdt_spine.errors import ConnectionFailed, InvalidInput
+from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError
 from crdt_spine.session import Session
 
 LOOK_SECONDS: Final = 0.3  # between two looks
+ANSWER_SECONDS_MAX: Final = 1.0  # of a newcomer that is asked how far it is
 
 Kind = Literal["add", "remove", "replace", "cancel"]
 
 
 class Aim(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator wants: `comes` is to join, `goes` to leave, `dead`: and will not come back."""
+    """What an operator wants: `comes` is to join, `goes` to leave, `dead`: and will not come back. Of a cancel, `goes`
+    is the dead node, where that is not the newcomer."""
 
     kind: Kind
     comes: NodeInfo | None = None
@@ -35,12 +37,14 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
         if change is None or change["kind"] != self.kind:
             return False
         if self.kind == "cancel":
-            return True
+            return not self.dead or (self.goes or change["turned_away"]) in cluster["dead"]
         comes = None if self.comes is None else self.comes.id
         return bool((change["comes"] or None) == comes and (change["goes"] or "") == self.goes)
 
     def is_reached(self, cluster: dict[str, Any]) -> bool:
         """Has the cluster, in which nothing is under way any more, become so?"""
+        if self.kind == "cancel":
+            return True
         members = cluster["members"]
         joined = self.comes is None or self.comes.id in members
         return joined and (not self.goes or self.goes not in members)
@@ -66,6 +70,21 @@ async def look(session: Session) -> Shape:
         raise ConnectionFailed(f"node {report['id']} does not know its cluster's nodes (it is {report['state']})")
     peers: dict[str, dict[str, Any]] = report.get("peers", {})
     return Shape(report["cluster"], frozenset({report["id"], *(node for node in peers if peers[node]["alive"])}))
+
+
+async def moved(session: Session, shape: Shape) -> Shape:
+    """The shape with what a newcomer has taken so far, as it says itself; as it is where nobody comes, or nobody
+    answers."""
+    change = shape.cluster["change"]
+    comes = None if change is None else change["comes"]
+    if comes not in shape.heard:
+        return shape
+    try:
+        result = await session.run(Status(i=session.number()), [comes], use_token=False, timeout=ANSWER_SECONDS_MAX)
+    except SpineError:
+        return shape
+    taken = msgspec.json.decode(result.status).get("taken", {})
+    return Shape({**shape.cluster, "change": {**change, **taken}}, shape.heard)
 
 
 async def propose(session: Session, aim: Aim) -> int:
@@ -94,7 +113,7 @@ def _is_there(node: NodeInfo, members: dict[str, Any]) -> bool:
     member = members.get(node.id)
     if member is None:
         return False
-    there = member["host"], member["port"], member.get("zone")
+    there = member.get("host", ""), member.get("port", 0), member.get("zone")
     if there != (node.host, node.port, node.zone):
         host, port, zone = there
         raise InvalidInput(
@@ -111,7 +130,7 @@ async def follow(session: Session, epoch: int) -> AsyncIterator[Shape]:
         shape = await look(session)
         if shape.epoch >= epoch:
             epoch = shape.epoch
-            yield shape
+            yield await moved(session, shape)
             if shape.cluster["change"] is None:
                 return
         await asyncio.sleep(LOOK_SECONDS)

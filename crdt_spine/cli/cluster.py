@@ -36,13 +36,17 @@ def cluster() -> None:
 @click.option("--host", required=True, help="Where its HTTP listener is.")
 @click.option("--port", type=click.IntRange(1, PORT_MAX), default=HTTP_PORT, show_default=True)
 @click.option("--zone", metavar="NAME", help="Replicas are spread over zones.")
+@click.option(
+    "--replica", is_flag=True, help="It coordinates nothing that a primary could; see `role` in cluster.yaml."
+)
 @click.option("--replace", metavar="OLD", help="Take over the data of this node, which leaves.")
 @click.option("--dead", is_flag=True, help="The replaced node will not come back; its data comes from the others.")
 @_no_wait
 @connected()
 def add(
-    common: Common, id: str, host: str, port: int, zone: str | None, replace: str | None, dead: bool, no_wait: bool
-) -> int:
+    common: Common, id: str, host: str, port: int, zone: str | None, replica: bool, replace: str | None, dead: bool,
+    no_wait: bool,
+) -> int:  # fmt: skip
     """Have a node join the cluster, or take another one's place.
 
     Its data moves while agents go on. The node itself is started with `spine node`, before this or after it. Ctrl-C
@@ -57,7 +61,7 @@ def add(
         raise click.BadParameter(reason, context, param_hint=f"'--{key}'")
     if dead and replace is None:
         raise click.UsageError("--dead goes with --replace OLD: it is the replaced node that is dead", context)
-    comes = NodeInfo(id=id, zone=zone, host=host, port=port)
+    comes = NodeInfo(id=id, zone=zone, host=host, port=port, role="replica" if replica else "primary")
     if replace is None:
         return _change(common, Aim(kind="add", comes=comes), no_wait)
     return _change(common, Aim(kind="replace", comes=comes, goes=_id(replace, "'--replace'"), dead=dead), no_wait)
@@ -79,15 +83,24 @@ def remove(common: Common, id: str, dead: bool, no_wait: bool) -> int:
     return _change(common, Aim(kind="remove", goes=_id(id, "'ID'"), dead=dead), no_wait)
 
 
-@cluster.command(short_help="Turn the change under way back.")
-@click.option("--dead", is_flag=True, help="The node that was joining will not come back.")
+@cluster.command(short_help="Turn the change under way back, or end it without a node that died.")
+@click.argument("id", required=False)
+@click.option("--dead", is_flag=True, help="The node ID will not come back; without ID: the one that was joining.")
 @_no_wait
 @connected()
-def cancel(common: Common, dead: bool, no_wait: bool) -> int:
-    """Turn the change under way back: what has moved returns to where it was."""
+def cancel(common: Common, id: str | None, dead: bool, no_wait: bool) -> int:
+    """Turn the change under way back: what has moved returns to where it was.
+
+    With --dead nobody waits for the node ID any more, whichever part it has in the change; it is given up for ever.
+    That goes for a change that is being turned back, too. After that, `spine cluster remove ID --dead` shares out what
+    it had, and `spine cluster add … --replace ID --dead` gives it to a new node.
+    """
     from crdt_spine.reshaping import Aim
 
-    return _change(common, Aim(kind="cancel", dead=dead), no_wait)
+    if id is not None and not dead:
+        context = click.get_current_context()
+        raise click.UsageError("ID names a node that will not come back: give --dead with it", context)
+    return _change(common, Aim(kind="cancel", goes="" if id is None else _id(id, "'ID'"), dead=dead), no_wait)
 
 
 @cluster.command()
@@ -95,11 +108,11 @@ def cancel(common: Common, dead: bool, no_wait: bool) -> int:
 def show(common: Common) -> None:
     """Show the nodes that belong to the cluster, and the change under way."""
     from crdt_spine.cli.opening import opened, run
-    from crdt_spine.reshaping import look
+    from crdt_spine.reshaping import look, moved
 
     async def main() -> Shape:
         async with opened(common) as spine:
-            return await look(spine.session)
+            return await moved(spine.session, await look(spine.session))
 
     shape = run(main())
     if common.as_json:
@@ -116,27 +129,46 @@ def shape_view(shape: Shape) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from crdt_spine.cli.moving import amount, waits
+    from crdt_spine.cli.moving import advice, amount, waits
 
+    cluster = shape.cluster
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("node", "", "zone", "address", "partitions"):
-        table.add_column(name, justify="right" if name == "partitions" else "left", no_wrap=True)
-    for id, member in sorted(shape.cluster["members"].items()):
-        heard = id in shape.heard
+    for name in ("node", "", "zone", "address", "partitions", "coordinates"):
+        right = name in ("partitions", "coordinates")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for id, member in sorted(cluster["members"].items()):
+        if id in cluster["dead"]:
+            state = Text("● dead", style="bold red")
+        else:
+            state = Text("● heard", style="green") if id in shape.heard else Text("● not heard", style="bold red")
         table.add_row(
             one_line(id),
-            Text("● heard", style="green") if heard else Text("● not heard", style="bold red"),
+            state,
             one_line(member.get("zone") or "–"),
             one_line(f"{member.get('host') or '–'}:{member.get('port') or '–'}"),
             str(member.get("partitions", "–")),
+            str(member.get("coordinates", "–")),
         )
-    change = shape.cluster["change"]
+    lines: list[Text] = []
+    change, not_heard = cluster["change"], cluster.get("not_heard", {})
     if change is None:
-        line = Text("nothing is under way", style="dim")
+        lines.append(Text("nothing is under way", style="dim"))
+        lines += [Text(_left(node), style="yellow") for node in cluster["dead"]]
     else:
-        line = Text(f"{_told(change)}: {amount(change)}", style="yellow")
-        line.append(f"; {waits(change)}" if waits(change) else "")
-    return Group(Text.assemble(("epoch ", "dim"), str(shape.epoch)), table, line)
+        waiting = waits(cluster)
+        line = f"{one_line(change['what'])}: {amount(change)}{f'; {waiting}' if waiting else ''}"
+        absent = [node for node in change["waits_for"] if not_heard.get(node) is not None]
+        lines += [Text(line, style="yellow"), *(Text(advice(node, not_heard[node])) for node in absent)]
+    return Group(Text.assemble(("epoch ", "dim"), str(shape.epoch)), table, *lines)
+
+
+def _left(node: str) -> str:
+    """What is to be done about a member that was given up."""
+    node = one_line(node)
+    return (
+        f"{node} is given up as dead, and a member until another node has what it had: `spine cluster remove {node} "
+        f"--dead`, or `spine cluster add … --replace {node} --dead`"
+    )
 
 
 def _change(common: Common, aim: Aim, no_wait: bool) -> int:
@@ -204,24 +236,11 @@ def _told_end(common: Common, aim: Aim, shape: Shape, seconds: float, *, watched
         click.echo(f"error: {_aim_text(aim)} was turned back", err=True)
     elif finished and watched:
         click.echo(f"{_aim_text(aim)} is done: {len(shape.cluster['members'])} nodes, epoch {shape.epoch}")
+        for node in shape.cluster["dead"]:
+            click.echo(_left(node), err=True)
     else:
         click.echo(f"{_aim_text(aim)} has begun. {_GOES_ON}")
     return outcome.FAILED if failed else outcome.DONE
-
-
-def _told(change: dict[str, Any]) -> str:
-    """What is under way."""
-    comes, goes = one_line(change["comes"] or ""), one_line(change["goes"] or "")
-    dead = " (dead)" if change.get("dead") else ""
-    match change["kind"]:
-        case "add":
-            return f"{comes} joins"
-        case "remove":
-            return f"{goes}{dead} leaves"
-        case "replace":
-            return f"{comes} takes the place of {goes}{dead}"
-        case _:
-            return "a change is turned back"
 
 
 def _aim_text(aim: Aim) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from crdt_spine.cli.output import one_line
-from crdt_spine.cli.sizes import bytes_text
+from crdt_spine.cli.sizes import bytes_text, duration_text
 from crdt_spine.reshaping import Shape
 
 LINE_SECONDS: Final = 5.0  # between two lines that say nothing new but numbers
@@ -23,7 +23,7 @@ class Moving:
     def __init__(self, start: str, *, quiet: bool) -> None:
         self._start = start
         self._quiet = quiet
-        self._hinted = False
+        self._hinted: set[str] = set()
         self._said: tuple[str, float] = "", float("-inf")
         self._bar: Any = None
         self._task: Any = None
@@ -34,25 +34,31 @@ class Moving:
         if self._quiet or change is None:
             return
         self._hint(shape)
-        counted, waiting = amount(change), waits(change)
+        counted, waiting = amount(change), waits(shape.cluster)
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=change["done"], total=max(1, change["total"]), counted=counted, waiting=waiting
             )
             return
-        news, said = self._said
-        if waiting != news or time.monotonic() - said >= LINE_SECONDS:
+        news, (before, said) = ",".join(change["waits_for"]), self._said
+        if news != before or time.monotonic() - said >= LINE_SECONDS:
             click.echo(f"{counted}{f'; {waiting}' if waiting else ''}", err=True)
-            self._said = waiting, time.monotonic()
+            self._said = news, time.monotonic()
 
     def _hint(self, shape: Shape) -> None:
-        comes = shape.cluster["change"]["comes"]
-        if comes and comes not in shape.heard and not self._hinted:
-            self._hinted = True
-            self._say(
-                f"node {one_line(comes)} has not been heard of yet; start it, with a cluster.yaml that "
-                f"names it: {self._start}"
-            )
+        """What an operator can do for those who are waited for and not heard of; once for each."""
+        change, not_heard = shape.cluster["change"], shape.cluster.get("not_heard", {})
+        absent = {node for node in change["waits_for"] if node in not_heard}
+        self._hinted &= absent
+        for node in sorted(absent - self._hinted):
+            self._hinted.add(node)
+            if node == change["comes"] and not_heard[node] is None:
+                self._say(
+                    f"node {one_line(node)} has not been heard of yet; start it, with a cluster.yaml that names it: "
+                    f"{self._start}"
+                )
+            else:
+                self._say(advice(node, not_heard[node]))
 
     def _say(self, line: str) -> None:
         if self._bar is None:
@@ -97,9 +103,26 @@ def amount(change: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
-def waits(change: dict[str, Any]) -> str:
-    """Which nodes have not confirmed the last step; empty: none is waited for."""
-    nodes = [one_line(node) for node in change.get("waits_for") or ()]
+def waits(cluster: dict[str, Any]) -> str:
+    """Which nodes have not confirmed the last step of the change under way, and for how long those were not heard that
+    are not; empty: none is waited for."""
+    nodes, not_heard = cluster["change"].get("waits_for") or (), cluster.get("not_heard", {})
     if not nodes:
         return ""
-    return f"waits for {', '.join(nodes[:NAMED_MAX])}{' …' if len(nodes) > NAMED_MAX else ''}"
+    told = [
+        f"{one_line(node)} (not heard {_since(not_heard[node])})" if node in not_heard else one_line(node)
+        for node in nodes[:NAMED_MAX]
+    ]
+    return f"waits for {', '.join(told)}{' …' if len(nodes) > NAMED_MAX else ''}"
+
+
+def advice(node: str, seconds: float | None) -> str:
+    """What to do about a node that is waited for and was not heard for so long; None: never. Two lines."""
+    return (
+        f"{one_line(node)} has not been heard {_since(seconds)} and has to confirm: start it, or\n"
+        f"    spine cluster cancel --dead {one_line(node)}    if it will not come back"
+    )
+
+
+def _since(seconds: float | None) -> str:
+    return "yet" if seconds is None else f"for {duration_text(seconds)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 import msgspec
 
-from crdt_spine.cli.options import inherited, json_option, server_option
+from crdt_spine.cli.options import inherited, json_option
 from crdt_spine.cli.output import representable
 from crdt_spine.cli.values import Place
 from crdt_spine.limits import EMBEDDED_NODES_MAX
@@ -75,8 +75,14 @@ def up(
 @click.option("--config", required=True, type=Place(dir_okay=False, path_type=Path), help="The cluster.yaml.")
 @click.option("--id", required=True, help="Which of its nodes this is.")
 @click.option("--data", required=True, type=Place(path_type=Path), help="The folder that keeps its memories.")
-@server_option
-def node(config: Path, id: str, data: Path, server: str) -> int:
+@click.option(
+    "--server",
+    metavar="URL",
+    envvar="SPINE_SERVER",
+    show_envvar=True,
+    help="The cluster's NATS broker.  [default: nats in the cluster.yaml, else nats://127.0.0.1:4222]",
+)
+def node(config: Path, id: str, data: Path, server: str | None) -> int:
     """Run one node of a cluster against a broker that runs already, until SIGINT or SIGTERM.
 
     Prints `ready ID` on stdout once it serves, and its log on stderr.
@@ -132,6 +138,8 @@ def _tell(event: Event) -> None:
             pass
         case ChildReady(name=name, pid=pid, restarts=restarts):
             _say(f"{name} serves{' again' if restarts else ''} (pid {pid})")
+        case ChildDied(name=name, kind=kind, returncode=0, restart_seconds=None):
+            _say(f"{name} has ended, and is not started again; {kind}.log in its folder says why")
         case ChildDied(name=name, restart_seconds=pause):
             _say(f"{name} died ({event.ending}){_again(pause)}")
         case ChildFailed(name=name, reason=reason, restart_seconds=pause):

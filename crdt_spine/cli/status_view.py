@@ -20,6 +20,8 @@ NODES_NAMED_MAX: Final = 3
 WIDE_COLUMNS: Final = 104  # from here on there is room for what one rarely looks at
 ROWS_MIN: Final = 4  # of a list, in however low a terminal
 PARTITION_CELLS: Final = 12
+SKEW_MEMORIES_MIN: Final = 10  # for each node or partition: with fewer, chance alone makes one of them twice as large
+SKEW_RATE_MIN: Final = 1.0  # operations a second
 
 _STATE_STYLES: Final = {"up": "green", "starting": "yellow", "stopping": "yellow", "full": "bold yellow"}
 
@@ -145,13 +147,14 @@ def _number(value: int | None) -> str:
 
 def _change(membership: dict[str, Any] | None) -> list[Text]:
     """The change of the cluster's nodes that is under way, and how far it is."""
-    change = None if membership is None else membership["change"]
-    if change is None:
+    if membership is None or membership["change"] is None:
         return []
+    change = membership["change"]
     line = Text("changing  ", style="dim")
     line.append(f"{bar(change['done'], change['total'], 20):20}", style="green")
     line.append(f" {one_line(change.get('what') or change['kind'])}: {amount(change)}")
-    return [line.append(f"; {waits(change)}" if waits(change) else "", style="yellow")]
+    waiting = waits(membership)
+    return [line.append(f"; {waiting}" if waiting else "", style="yellow")]
 
 
 def _quorum(report: dict[str, Any]) -> Text:
@@ -168,18 +171,22 @@ def _quorum(report: dict[str, Any]) -> Text:
 
 
 def _skew(report: dict[str, Any]) -> list[Text]:
-    """The largest share against the ideal one, and the standard deviation in per cent of that."""
+    """The largest share against the ideal one, and the standard deviation in per cent of that; "–" where there is too
+    little to be spread evenly."""
     lines: list[Text] = []
     for what, skews in report.get("skew", {}).items():
+        enough = skews["memories"]["ideal"] >= SKEW_MEMORIES_MIN
         said = [
-            f"{name} {one['max_over_ideal']:.2f}× (σ {one['deviation'] / one['ideal']:.0%})"
-            for name, one in (
-                ("memories", skews["memories"]), ("bytes", skews["bytes"]), ("load", skews["operations_per_second"])
+            f"{name} {one['max_over_ideal']:.2f}× (σ {one['deviation'] / one['ideal']:.0%})" if shown else f"{name} –"
+            for name, one, shown in (
+                ("memories", skews["memories"], enough),
+                ("bytes", skews["bytes"], enough and skews["bytes"]["ideal"] >= 1),
+                ("load", skews["operations_per_second"], skews["operations_per_second"]["ideal"] >= SKEW_RATE_MIN),
             )
-            if one["ideal"] >= 1
         ]  # fmt: skip
-        if said:
-            lines.append(Text(f"skew of {what}: {', '.join(said)}", style="dim"))
+        few = "" if enough else f"   too few memories: fewer than {SKEW_MEMORIES_MIN} for each"
+        if skews["memories"]["max"]:
+            lines.append(Text(f"skew of {what}: {', '.join(said)}{few}", style="dim"))
     return lines
 
 

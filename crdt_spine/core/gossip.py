@@ -87,12 +87,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer:
-    """What is known of another node. `beat` is odd once it is a suspect, unless nothing was ever heard of it."""
+    """What is known of another node, beside its heartbeat."""
 
-    __slots__ = ("beat", "heard", "mean", "suspect", "variance", "vitals", "vitals_bytes")
+    __slots__ = ("heard", "mean", "suspect", "variance", "vitals", "vitals_bytes")
 
     def __init__(self, now: float) -> None:
-        self.beat = 0
         self.heard = now  # of its newest heartbeat, in counted seconds
         self.mean, self.variance = FIRST_SECONDS
         self.suspect: float | None = None  # since when
@@ -126,7 +125,7 @@ class Gossip:
 
     def __init__(self, node: str, zone: str | None, generation: int, now: float) -> None:
         self.node = node
-        self.beat = generation + generation % 2
+        self.beats = {node: generation + generation % 2}  # of all members and this node, in the order of their names
         self.vitals = Vitals(node, self.beat, 0, "joining", zone or "")
         self.counts: Counter[str] = Counter()
         self.turns: list[tuple[str, State, State]] = []
@@ -150,8 +149,9 @@ class Gossip:
         for known in (self._living, self._down, self._suspects, self._news):
             for node in known.keys() - others:
                 del known[node]
-        for node in sorted(others - self._living.keys() - self._down.keys()):
+        for node in sorted(others - self.beats.keys()):
             self._living[node] = Peer(self._time)
+        self.beats = {node: self.beats.get(node, 0) for node in sorted(others | {self.node})}
         self._round = []
         self._measure()
         self._away = None
@@ -182,7 +182,7 @@ class Gossip:
     def tick(self, now: float, chance: Chance) -> list[tuple[str, Rumours]]:
         """Every GOSSIP_SECONDS or so: who is silent for too long? Then what is to be said to whom."""
         self._count(now)
-        self.beat = min(self.beat + 2, BEAT_MAX - 1)
+        self.beats[self.node] = min(self.beat + 2, BEAT_MAX - 1)
         self._judge()
         message = self._question()
         return [(node, message) for node in self._partners(chance)]
@@ -197,15 +197,15 @@ class Gossip:
         table = unpacked(message.table) if self._agreed else ()
         told = (message.beats.values(), table, [vitals.generation for vitals in message.vitals])
         highest = max(max(numbers, default=0) for numbers in told)
-        if highest > min(self.beat + AHEAD_MILLISECONDS_MAX, BEAT_MAX) or len(table) not in (0, len(self._names)):
+        if highest > min(self.beat + AHEAD_MILLISECONDS_MAX, BEAT_MAX) or len(table) not in (0, len(self.beats)):
             self.counts["absurd"] += 1
             return None
         if message.table and not self._agreed:
             self.counts["other_rosters"] += 1
         self._hear(message.beats)
         if table:
-            named = zip(self._names, table, strict=True)
-            self._hear(dict(compress(named, map(gt, table, self._table()))))
+            named = zip(self.beats, table, strict=True)
+            self._hear(dict(compress(named, map(gt, table, self.beats.values()))))
         for vitals in message.vitals:
             self._learn(vitals)
         return self._answer(message) if message.asks else None
@@ -219,6 +219,11 @@ class Gossip:
         return [(node, message) for node in others[:FAREWELLS]]
 
     # -- what the owner may know ------------------------------------------------------------------------------------
+
+    @property
+    def beat(self) -> int:
+        """The own heartbeat."""
+        return self.beats[self.node]
 
     @property
     def away(self) -> tuple[str, ...]:
@@ -240,9 +245,7 @@ class Gossip:
         found = {self.node: Health(state=self.vitals.state, vitals=self.vitals)}
         for node, peer in (*self._living.items(), *self._down.items()):
             silent = self._time - peer.heard
-            found[node] = Health(
-                state=self.state_of(node), phi=phi(silent, peer.mean, peer.variance), silent=silent, vitals=peer.vitals
-            )
+            found[node] = Health(state=self.state_of(node), phi=self._phi(peer), silent=silent, vitals=peer.vitals)
         return dict(sorted(found.items()))
 
     # -- hearing ----------------------------------------------------------------------------------------------------
@@ -252,50 +255,48 @@ class Gossip:
         self._now = now
 
     def _hear(self, beats: dict[str, int]) -> None:
-        living, time = self._living, self._time
-        find = living.get
+        known, living, time = self.beats, self._living, self._time
         for node, beat in beats.items():
-            peer = find(node)
-            if peer is None:
-                self._hear_of_another(node, beat)
-            elif beat <= peer.beat:
+            before = known.get(node)
+            if before is None:
+                self.counts["strangers"] += 1
                 continue
-            elif beat & 1:
-                peer.beat = beat
+            if beat <= before:
+                continue
+            peer = living.get(node)
+            if peer is None:
+                self._hear_of_down_or_self(node, beat)
+                continue
+            known[node] = beat
+            if beat & 1:
                 if peer.suspect is None:
                     self._turn(node, peer, time)
+                continue
+            if peer.suspect is not None:
+                self._turn(node, peer, None)
+            elif before:
+                peer.mean, peer.variance = averaged(time - peer.heard, peer.mean, peer.variance)
             else:
-                if peer.suspect is not None:
-                    self._turn(node, peer, None)
-                elif peer.beat:
-                    peer.mean, peer.variance = averaged(time - peer.heard, peer.mean, peer.variance)
-                else:
-                    peer.mean, peer.variance = self._regular
-                peer.beat = beat
-                peer.heard = time
-                del living[node]
-                living[node] = peer
+                peer.mean, peer.variance = self._regular
+            peer.heard = time
+            del living[node]
+            living[node] = peer
 
-    def _hear_of_another(self, node: str, beat: int) -> None:
-        """Of one that is down, of this node, or of a stranger."""
-        peer = self._down.get(node)
-        if peer is not None:
-            if beat > peer.beat and not beat & 1:
-                del self._down[node]
-                peer.beat, peer.heard, peer.suspect = beat, self._time, None
-                self._living[node] = peer
-                self.turns.append((node, "down", peer.state()))
-                self._away = None
-            else:
-                peer.beat = max(peer.beat, beat)
-        elif node != self.node:
-            self.counts["strangers"] += 1
-        elif beat > self.beat + 1:
-            self._rise_above(beat)
+    def _hear_of_down_or_self(self, node: str, beat: int) -> None:
+        if node == self.node:
+            if beat > self.beat + 1:
+                self._rise_above(beat)
+            return
+        self.beats[node] = beat
+        if not beat & 1:
+            peer = self._living[node] = self._down.pop(node)
+            peer.heard, peer.suspect = self._time, None
+            self.turns.append((node, "down", peer.state()))
+            self._away = None
 
     def _rise_above(self, number: int) -> None:
         """Others know what this process has not said: of an earlier one, whose clock was ahead."""
-        self.beat = min((max(self.beat, number) | 1) + 1, BEAT_MAX - 1)
+        self.beats[self.node] = min((max(self.beat, number) | 1) + 1, BEAT_MAX - 1)
         self.vitals = msgspec.structs.replace(self.vitals, generation=self.beat)
         self.counts["outdone"] += 1
 
@@ -326,8 +327,8 @@ class Gossip:
             if peer.suspect is not None:
                 if self._time - peer.suspect >= DOWN_SECONDS:
                     down.append(node)
-            elif phi(silent, peer.mean, peer.variance) >= PHI_SUSPECT:
-                peer.beat |= peer.beat > 0
+            elif self._phi(peer) >= PHI_SUSPECT:
+                self.beats[node] |= self.beats[node] > 0
                 self._turn(node, peer, self._time)
         for node in down:
             peer = self._living.pop(node)
@@ -336,6 +337,10 @@ class Gossip:
             self.turns.append((node, peer.state(), "down"))
         if down:
             self._away = None
+
+    def _phi(self, peer: Peer) -> float:
+        """News that was regular by luck is not expected to stay so: with many nodes it takes many ways."""
+        return phi(self._time - peer.heard, peer.mean, max(peer.variance, self._regular[1]))
 
     def _turn(self, node: str, peer: Peer, suspect: float | None) -> None:
         before = peer.state()
@@ -350,20 +355,13 @@ class Gossip:
     # -- speaking ---------------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        """Who is in a table, and how much fits into a message beside everything else."""
-        others = self._living | self._down
-        self._names = sorted([self.node, *others])
-        self._peers = [others.get(name) for name in self._names]
-        self._roster = digest_of(self._names)
+        """How much fits into a message beside everything else, and how regular news can be."""
+        self._roster = digest_of(self.beats)
         self._agreed = True  # with who spoke last
         room = GOSSIP_BYTES_MAX - VITALS_BYTES_MAX - REST_BYTES_MAX
-        self._beats_max = room // (max(len(name.encode()) for name in self._names) + _BEAT_BYTES_MAX)
-        self._tabled = self._beats_max < len(self._names) <= room // BEAT_CHARACTERS
-        self._regular = (1.0, max(DEVIATION_SECONDS_MIN, math.log2(len(self._names)) / 10) ** 2)
-
-    def _table(self) -> list[int]:
-        """Of all members, in the order of their names."""
-        return [self.beat if peer is None else peer.beat for peer in self._peers]
+        self._beats_max = room // (max(len(name.encode()) for name in self.beats) + _BEAT_BYTES_MAX)
+        self._tabled = self._beats_max < len(self.beats) <= room // BEAT_CHARACTERS
+        self._regular = (1.0, max(DEVIATION_SECONDS_MIN, math.log2(len(self.beats)) / 12) ** 2)
 
     def _partners(self, chance: Chance) -> list[str]:
         """Whom to ask: the next of a round in random order; and, the more of them there are, one of those who are
@@ -382,22 +380,19 @@ class Gossip:
 
     def _pressing(self) -> dict[str, int]:
         """What is in every message: the own heartbeat, and the last suspicions."""
-        suspects = islice(reversed(self._suspects), SUSPECTS_TOLD)
-        return {self.node: self.beat, **{node: self._living[node].beat for node in suspects}}
+        return {node: self.beats[node] for node in (self.node, *islice(reversed(self._suspects), SUSPECTS_TOLD))}
 
     def _question(self) -> Rumours:
         vitals = self._some_vitals({})
         if self._tabled and self._agreed:
             return self._whole(vitals, asks=True)
-        beats = self._pressing()
-        limit = self._beats_max - len(beats)
-        if len(self._names) <= self._beats_max:
-            beats = dict(zip(self._names, self._table(), strict=True))
+        if len(self.beats) <= self._beats_max:
+            beats = self.beats.copy()
         else:
-            for node, peer in islice(reversed(self._living.items()), limit // 2):
-                beats[node] = peer.beat
-            for node, peer in islice(self._living.items(), limit - limit // 2):
-                beats[node] = peer.beat
+            beats = self._pressing()
+            limit = self._beats_max - len(beats)
+            for node in (*islice(reversed(self._living), limit // 2), *islice(self._living, limit - limit // 2)):
+                beats[node] = self.beats[node]
         return Rumours(node=self.node, roster=self._roster, asks=True, beats=beats, vitals=vitals)
 
     def _answer(self, question: Rumours) -> Rumours:
@@ -407,19 +402,19 @@ class Gossip:
         asked, limit = question.beats, self._beats_max
         beats = self._pressing()
         for node, beat in asked.items():
-            peer = self._living.get(node) or self._down.get(node)
-            if peer is not None and peer.beat > beat and len(beats) < limit:
-                beats[node] = peer.beat
+            known = self.beats.get(node, 0)
+            if known > beat and len(beats) < limit:
+                beats[node] = known
         for node, peer in reversed(self._living.items()):
             if len(beats) >= limit:
                 break
             if node not in asked and peer.suspect is None:
-                beats[node] = peer.beat
+                beats[node] = self.beats[node]
         return Rumours(node=self.node, roster=self._roster, beats=beats, vitals=vitals)
 
     def _whole(self, vitals: tuple[Vitals, ...], asks: bool = False) -> Rumours:
         """All heartbeats, and the own one by name, too: for who can't read the others."""
-        own, table = {self.node: self.beat}, packed(self._table())
+        own, table = {self.node: self.beat}, packed(self.beats.values())
         return Rumours(node=self.node, roster=self._roster, asks=asks, beats=own, table=table, vitals=vitals)
 
     def _some_vitals(self, known: dict[str, Vitals]) -> tuple[Vitals, ...]:

@@ -17,7 +17,8 @@ class Layout:
             names = [node.id for node in hello.nodes]
             zones = {node.id: node.zone for node in hello.nodes}
             replicas = placed(hello.partitions, names, hello.factor, zones)
-        self.replicas: dict[int, tuple[str, ...]] = balanced(replicas)
+        reluctant = frozenset(node.id for node in hello.nodes if node.role == "replica")
+        self.replicas: dict[int, tuple[str, ...]] = balanced(replicas, reluctant)
 
     def partition_of(self, id: str) -> int:
         """The partition of a memory."""

@@ -15,7 +15,8 @@ member at any time, and no step follows before everybody has confirmed the one b
   was there then, it is dropped.
 - A dead node's seat counts for nothing from the beginning, nobody waits for its word, and it is dropped as soon as
   somebody is a member in its place. What it sends is refused from then on, for ever (`refuses`).
-- Turned back: whoever came and is no member yet is dropped; where it is, the old owner becomes a member again first.
+- Turned back: whoever came and is no member yet is dropped; where it is, the old owner becomes a member again first,
+  unless it dies meanwhile: then who came stays.
 
 docs/decisions/0020-membership-steps.md says what goes wrong without each of the steps, 0022 how many move at once.
 Ongaro, "Consensus: bridging theory and practice" (2014), chapter 4: one server at a time, learners first.
@@ -24,6 +25,7 @@ Ongaro, "Consensus: bridging theory and practice" (2014), chapter 4: one server 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
@@ -49,12 +51,12 @@ class Seat(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A node of the cluster; `host:port` is its HTTP listener."""
+    """A node of the cluster; `host:port` is its HTTP listener. A replica coordinates nothing that a primary could."""
 
     host: str = ""
     port: int = 0
     zone: str | None = None
-    role: str = "primary"
+    role: Literal["primary", "replica"] = "primary"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What is being done: `comes` joins, `goes` leaves. `moves` has what is left to do, by partition, `done` what was
-    done (a change that is turned back needs it no more); `total` is how many there were. `by` is the nonce of who
+    """What is being done: `comes` joins, `goes` leaves; of one that is turned back, `goes` is who had come, `comes` who
+    was to go and gets its partitions back. `moves` has what is left to do, by partition, `done` what
+    was done (a change that is turned back needs it no more); `total` is how many there were. `by` is the nonce of who
     proposed it, `begun` when, in milliseconds."""
 
     kind: Kind
@@ -174,22 +177,27 @@ class Membership(msgspec.Struct, frozen=True):
         """For people: the cluster, and how far the change under way is."""
         change = self.change
         done, total = self.progress()
+        held = Counter(node for seats in self.seats.values() for node, seat in seats.items() if seat.stage != "named")
         return {
             "epoch": self.epoch,
-            "members": {node: msgspec.to_builtins(member) for node, member in self.members.items()},
+            "members": {
+                node: {**msgspec.to_builtins(member), "partitions": held[node]} for node, member in self.members.items()
+            },
             "dead": sorted(self.members.keys() & {*self.dead}),
             "change": None
             if change is None
             else {
                 "kind": change.kind,
-                "comes": change.comes,
-                "goes": change.goes,
+                "comes": None if change.kind == "cancel" else change.comes,
+                "goes": None if change.kind == "cancel" else change.goes,
+                "turned_away": change.goes if change.kind == "cancel" else None,
+                "gets_back": change.comes if change.kind == "cancel" else None,
                 "dead": change.dead,
                 "done": done,
                 "total": total,
                 "by": change.by,
                 "begun": change.begun,
-                "what": described(self),
+                "what": _in_words(change),
                 "moving": {str(number): f"{node} {stage}" for number, (node, stage) in self.moving().items()},
                 "waits_for": self.unconfirmed(confirmed),
             },
@@ -242,7 +250,8 @@ def proposed(
 ) -> Membership:
     """The register with a change that is to begin: *add* `node`, *remove* `goes`, *replace* `goes` by `node`, or
     *cancel* what is under way. `dead`: `goes` (for a cancel: who came, unless `goes` names another) will not come back;
-    whether it is down is for the caller to see. `by` and `now`, in milliseconds, are kept for who looks at it.
+    whether it is down is for the caller to see. A cancel with `dead` is taken while a change is turned back as well: it
+    goes on without that node. `by` and `now`, in milliseconds, are kept for who looks at it.
 
     Raises InvalidInput, with the reason and what to do."""
     if kind == "cancel":
@@ -276,17 +285,20 @@ def described(membership: Membership) -> str:
     if change is None:
         return "no change is under way"
     done, total = membership.progress()
-    what = {
-        "add": f"{change.comes} is being added",
-        "remove": f"{change.goes} is being removed",
-        "replace": f"{change.goes} is being replaced by {change.comes}",
-        "cancel": " and ".join(
-            [f"{change.goes} is being turned away"] * (change.goes is not None)
-            + [f"{change.comes} is being given back what it held"] * (change.comes is not None)
-        ),
-    }[change.kind]
     by = f"; begun by {change.by}" if change.by else ""
-    return f"{what} ({done} of {total} partitions have moved{by})"
+    return f"{_in_words(change)} ({done} of {total} partitions have moved{by})"
+
+
+def _in_words(change: Change) -> str:
+    goes = f"{change.goes} (dead)" if change.dead and change.kind != "cancel" else change.goes
+    turned = [f"{change.goes} is turned away"] if change.goes is not None else []
+    turned += [f"{change.comes} gets its partitions back"] if change.comes is not None else []
+    return {
+        "add": f"{change.comes} is being added",
+        "remove": f"{goes} is being removed",
+        "replace": f"{goes} is being replaced by {change.comes}",
+        "cancel": " and ".join(turned) or "a change is turned back",
+    }[change.kind]
 
 
 def _comes(membership: Membership, node: str, member: Member | None) -> str:
@@ -326,15 +338,28 @@ def _cancelled(membership: Membership, goes: str, dead: bool, by: str, now: int)
     change = membership.change
     if change is None:
         raise InvalidInput("no change is under way: there is nothing to cancel")
-    if change.kind == "cancel":
-        raise InvalidInput(f"{described(membership)}: that is a change turned back already, wait for its end")
-    lost = goes or change.comes
+    if change.kind == "cancel" and not dead:
+        raise InvalidInput(
+            f"{described(membership)}: that is a change turned back already, wait for its end; of a node that died "
+            "meanwhile, say which, and that it is dead"
+        )
+    lost = goes or newcomer(change)
     if goes and not dead:
         raise InvalidInput(f"{goes} is named, which is for a node that died meanwhile: say dead too, or don't name it")
     if dead and lost not in membership.nodes:
         raise InvalidInput(f"{lost or 'nobody'} is not in the cluster: name the node that will not come back")
+    if dead and lost in membership.dead:
+        raise InvalidInput(f"{lost} is given up already: wait for the end of what is under way")
+    membership = _replace(membership, seats=_recounted(membership, change, lost if dead else None))
     if dead and lost is not None:
         membership = _given_up(membership, lost)
+    if change.kind == "cancel":
+        left = {number: _without(membership, number, move) for number, move in change.moves.items()}
+        turned = _replace(
+            change, comes=_living(membership, change.comes), dead=True, by=by, begun=now,
+            moves={number: move for number, move in left.items() if move is not None},
+        )  # fmt: skip
+        return _replace(membership, epoch=membership.epoch + 1, change=turned)
     moves: dict[int, Move] = {}
     for number, move in change.moves.items():
         back = _back(membership, number, move)
@@ -344,8 +369,8 @@ def _cancelled(membership: Membership, goes: str, dead: bool, by: str, now: int)
         if move.frm is None or move.frm not in membership.dead:
             moves[number] = Move(move.frm, move.to)
     turned = Change(
-        kind="cancel", comes=change.goes, goes=change.comes, dead=dead, moves=dict(sorted(moves.items())),
-        total=len(moves), by=by, begun=now,
+        kind="cancel", comes=_living(membership, change.goes), goes=change.comes, dead=dead,
+        moves=dict(sorted(moves.items())), total=len(moves), by=by, begun=now,
     )  # fmt: skip
     return _replace(membership, epoch=membership.epoch + 1, change=turned)
 
@@ -358,7 +383,61 @@ def _back(membership: Membership, number: int, move: Move) -> Move | None:
         return Move(None, move.to)
     if came is None and went != "leaving":
         return None
-    return Move(None, move.frm) if move.frm in membership.dead else Move(move.frm, move.to)
+    if move.frm in membership.dead:
+        return Move(move.to if came == "leaving" else None, move.frm)
+    return Move(move.frm, move.to)
+
+
+def _recounted(membership: Membership, change: Change, lost: str | None) -> dict[int, dict[str, Seat]]:
+    """The seats when a change is turned back, and `lost`, if anybody, counts no more.
+
+    A newcomer that is a member and has not all that a majority had before it, or a leaver that has not handed over,
+    makes two sets of which a majority may have had a write: with it, and without. Once a node of both is lost, any
+    majority of those who count meets any such majority if they are an even number, and only then: so that seat counts,
+    or doesn't. With nobody lost, a newcomer counts no more where the old owner is a member still."""
+    seats, muted = dict(membership.seats), membership.muted()
+    for number, move in change.moves.items():
+        counting = seats[number].keys() - muted[number]
+        node = _unsettled(seats[number], move)
+        if node is None or node in membership.dead or node == lost:
+            continue
+        seat = seats[number][node]
+        if lost in counting:
+            counts = len(counting | {node}) % 2 == 1
+        else:
+            counts = seat.stage == "member" and (change.kind == "cancel" or move.frm in membership.dead)
+        seats[number] = {**seats[number], node: Seat("member" if counts else "leaving", seat.since)}
+    return seats
+
+
+def _unsettled(seats: Mapping[str, Seat], move: Move) -> str | None:
+    """The node of a move that counts, or does not, by its last step, while not all that this asks for has moved."""
+    came, went = (seats.get(node or "") for node in (move.to, move.frm))
+    if came is not None and went is not None and came.stage == went.stage == "member":
+        return move.to
+    return move.frm if went is not None and went.stage == "leaving" else None
+
+
+def _without(membership: Membership, number: int, move: Move) -> Move | None:
+    """What is left of a move of a change that is turned back: where the old owner died, who came stays."""
+    to, frm = move.to, move.frm
+    if to is None or to not in membership.dead:
+        return move
+    came = membership.stage(number, to)
+    if came != "member":
+        return None if came is None else Move(None, to)
+    if frm is None or frm in membership.dead:
+        return None if frm is None else Move(None, frm)
+    return Move(None, to) if membership.stage(number, frm) == "member" else Move(frm, to)
+
+
+def newcomer(change: Change) -> str | None:
+    """Who joins by a change, or had come before it was turned back."""
+    return change.goes if change.kind == "cancel" else change.comes
+
+
+def _living(membership: Membership, node: str | None) -> str | None:
+    return None if node in membership.dead else node
 
 
 def _given_up(membership: Membership, node: str) -> Membership:
@@ -436,6 +515,7 @@ class Goals:
 
     def __init__(self) -> None:
         self._set: dict[tuple[int, str, Stage | None], Vector] = {}
+        self._of: tuple[Kind, str, int] | None = None  # another change makes the same step again
 
     def step(
         self,
@@ -446,8 +526,11 @@ class Goals:
     ) -> Membership | None:
         """`goals`, remembered for as long as the partition's next step is the same, then `advance`. One that has more
         than is left anywhere (a disk was lost) is set anew."""
-        if membership.change is None or membership.unconfirmed(confirmed):
+        change = membership.change
+        if change is None or membership.unconfirmed(confirmed):
             return None
+        if self._of != (change.kind, change.by, change.begun):
+            self._set, self._of = {}, (change.kind, change.by, change.begun)
         keys = {number: (number, step.node, step.stage) for number, step in _steps(membership).items()}
         new = goals(membership, known)
         for number, key in keys.items():

@@ -52,6 +52,7 @@ NodeId = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
 Beat = Annotated[int, msgspec.Meta(ge=0, le=limits.BEAT_MAX)]
 Small = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 
+Role = Literal["primary", "replica"]
 NodeState = Literal["starting", "up", "full", "stopping"]
 Level = Literal["eventual", "read-your-writes", "causal", "strong"]
 
@@ -251,8 +252,8 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
     """Records of a partition as `codec.Stored`; `next` is None on the last page, after which `upto` may be joined.
 
     `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot. `clock` is
-    the source's hybrid clock: what it has forgotten was stamped below it. With `whole` the records are all there are
-    behind the id `after`, through `next`. Of what is within `forgotten`, tombstones may be missing here that not every
+    the greatest hybrid time of the tombstones that were dropped at the source: who takes the page must stamp above it.
+    With `whole` the records are all there are behind the id `after`, through `next`. Of what is within `forgotten`, tombstones may be missing here that not every
     replica had: who does not have that much must ask for the whole (core/retirement.py).
     The last page has the source's `strays`, where it has some (core/strays.py).
     """
@@ -427,12 +428,14 @@ class Status(_Message, frozen=True, kw_only=True, tag="status", tag_field="do"):
 
 
 class NodeInfo(_Message, frozen=True, kw_only=True):
-    """One node of the cluster; `host:port` is its HTTP listener."""
+    """One node of the cluster; `host:port` is its HTTP listener. A `role` of replica coordinates where no primary
+    does."""
 
     id: str
     zone: str | None = None
     host: str = ""
     port: Whole = 0
+    role: Role = "primary"
 
 
 class Reshape(_Message, frozen=True, kw_only=True, tag="reshape", tag_field="do"):
@@ -510,7 +513,7 @@ class Result(_Message, frozen=True, kw_only=True):
     cut: Vectors = {}  # causal query: all within it that lives, and belongs on this page, is on it
     status: msgspec.Raw = NOTHING
     document: DocumentPart | None = None  # document: None where there is no memory
-    error: str | None = None  # the name of an error class, or "Behind", "Busy", "NotHere": try another replica
+    error: str | None = None  # the name of an error class, or "Behind", "Busy", "Late", "NotHere": try another replica
     message: str | None = None
     outcome: Literal["not applied", "unknown"] | None = None
     acks_seen: int = 0

@@ -71,6 +71,7 @@ class Partition:
         self.waiting_changes = 0
         self.heard: dict[str, Vector] = {}  # replica -> the newest announcement that counts
         self.forgotten: Vector = {}  # what is within it may miss tombstones that not every replica had
+        self.forgotten_time = 0  # the greatest hybrid time of a tombstone that was dropped here, or where this is from
         self.watcher: Watcher | None = None
         self.reporter: Reporter | None = None
         self.historian: Historian | None = None
@@ -330,6 +331,7 @@ class Partition:
             if record is not None and not record.alive and within(record.version, stable):
                 if retired:
                     join_into(self.forgotten, record.version)
+                self.forgotten_time = max(self.forgotten_time, record.updated)
                 self._count(record, None)
                 self.records.drop(self.number, record.id)
                 collected += 1

@@ -107,21 +107,25 @@ def placed(partitions: int, nodes: Iterable[str], factor: int, zones: Mapping[st
     return replicas
 
 
-def balanced(replicas: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...]]:
+def balanced(
+    replicas: Mapping[int, Sequence[str]], reluctant: Collection[str] = frozenset()
+) -> dict[int, tuple[str, ...]]:
     """The same replicas, the preferred coordinator first: every node is that for as many partitions as the others, or
-    one fewer, where that can be.
+    one fewer, where that can be. The `reluctant` come last, and are first only where there is nobody else.
 
     Each partition begins with the one of its replicas that a hash of both says (Thaler, Ravishankar, "A name-based
     mapping scheme for rendezvous" (1996)), whatever the others do; then as few as can be change to even it out. So a
     partition whose replicas change takes few others along. A preference that moves costs no data.
     """
-    weight = {(number, node): _weight(number, node) for number, nodes in replicas.items() for node in nodes}
-    first = {number: min(nodes, key=lambda node: weight[number, node]) for number, nodes in sorted(replicas.items())}
+    willing = {number: [node for node in nodes if node not in reluctant] for number, nodes in replicas.items()}
+    able = {number: willing[number] or nodes for number, nodes in replicas.items()}
+    weight = {(number, node): _weight(number, node) for number, nodes in able.items() for node in nodes}
+    first = {number: min(nodes, key=lambda node: weight[number, node]) for number, nodes in sorted(able.items())}
     load = Counter(first.values())
     load.update(dict.fromkeys((node for nodes in replicas.values() for node in nodes), 0))
 
     def find(frm: str, to: str, used: Collection[int]) -> int | None:
-        can = (number for number, node in first.items() if node == frm and to in replicas[number])
+        can = (number for number, node in first.items() if node == frm and to in able[number])
         return min((number for number in can if number not in used), key=lambda n: weight[n, to], default=None)
 
     def shift(number: int, frm: str, to: str) -> None:
@@ -130,7 +134,10 @@ def balanced(replicas: Mapping[int, Sequence[str]]) -> dict[int, tuple[str, ...]
         load[to] += 1
 
     even_out(load, find, shift)
-    return {number: (node, *[other for other in replicas[number] if other != node]) for number, node in first.items()}
+    return {
+        number: (node, *sorted((other for other in replicas[number] if other != node), key=lambda n: n in reluctant))
+        for number, node in first.items()
+    }
 
 
 def _weight(number: int, node: str) -> bytes:

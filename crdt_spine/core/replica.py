@@ -275,11 +275,15 @@ class Replica:
 
     def merge_page(self, page: SyncPage, raw: bytes, now: int) -> None:
         """One page of a sync, in its order; the last one joins the source's vector. Raises codec.Garbled, also for
-        records from the future (rule 10): the page is to be asked for again later. codec.Incomplete: and whole."""
+        records from the future (rule 10), or where such were forgotten: the page is to be asked for again later.
+        codec.Incomplete: and whole."""
         partition = self.partitions[page.partition]
         records = [codec.from_json(id, state) for id, state in page.records]
-        if any(record.updated > latest_time(now, self.drift) for record in records):
+        latest = latest_time(now, self.drift)
+        if any(record.updated > latest for record in records):
             raise codec.Garbled("records are stamped ahead of this node's clock")
+        if page.clock > latest:  # what is stored here would be stamped below deletions that nobody can tell of any more
+            raise codec.Garbled("deletions that its source has forgotten are stamped ahead of this node's clock")
         if not all(completes(self.records.get(record.id), record, partition.vector) for record in records):
             raise codec.Incomplete("a part of a document is of no use here: what it builds on is missing")
         if page.strays is not None and self.strays is not None:
@@ -290,17 +294,14 @@ class Replica:
         partition.merge_records(records, page.upto)
         if page.whole:
             partition.drop_absent({record.id for record in records}, page.upto, page.after, page.next)
-        latest = latest_time(now, self.drift)
-        if page.clock > latest:  # also for whoever replays this row: its clock must not run after one that is wrong
-            page = msgspec.structs.replace(page, clock=latest)
-            raw = encode(page)
         self.clock.observe(page.clock)
+        partition.forgotten_time = max(partition.forgotten_time, page.clock)
         self._turn.journal.append(raw)
         self._touch(page.partition, [record.id for record in records])
         for operation, (actor, n) in page.operations.items():
             self._remember(operation, page.partition, actor, n)
         if page.next is None:
-            for delta in partition.finish_sync(page.upto, latest_time(now, self.drift), page.forgotten):
+            for delta in partition.finish_sync(page.upto, latest, page.forgotten):
                 self._journal_delta(delta, encode(delta))
             for actor, n in partition.vector.items():
                 self._turn.acks.setdefault(actor, {})[page.partition] = n

@@ -7,7 +7,7 @@ Who has another list can't read such a table: so the digest of the list goes wit
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from typing import Final
 
@@ -19,7 +19,7 @@ BEAT_CHARACTERS: Final = 8  # of base64, which is what bytes are in a message
 assert BEAT_MAX < 1 << 8 * BEAT_BYTES
 
 
-def digest_of(names: Sequence[str]) -> str:
+def digest_of(names: Iterable[str]) -> str:
     """Of a sorted list of members: sixteen hex digits, the same where the lists are."""
     return blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
 

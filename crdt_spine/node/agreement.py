@@ -3,7 +3,8 @@
 cluster.yaml is a cluster's beginning; what it said then is in the register (core/membership.py), which is the truth
 from there on. Where a file says otherwise, every node would place and count in its own way: so such a node is not
 started, and told everything that contradicts. Nodes that the file does not have yet, or has at another address, are no
-contradiction: the cluster has grown since, or a node has moved.
+contradiction: the cluster has grown since, or a node has moved. Nor is what the file leaves out of `replication`: that
+would follow from the number of nodes in it, and is the cluster's now.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _problems(config: ClusterConfig, membership: Membership, file: str) -> Itera
         ("replication.write_quorum", replication.write_quorum, settings.write_quorum, _KEPT),
         ("replication.read_quorum", replication.read_quorum, settings.read_quorum, _KEPT),
     ):
-        if found != here:
+        if found != here and key.removeprefix("replication.") not in config.implied:
             reason = f"the running cluster has {shown(here)}; {advice.format(here=shown(here))}"
             yield Problem(file, 0, f"cluster.{key}", shown(found), reason)
     for index, node in enumerate(config.nodes):

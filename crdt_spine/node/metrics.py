@@ -20,8 +20,9 @@ class Metrics:
         self.load = load
 
     def report(self) -> dict[str, Any]:
-        """Totals, the repairs under way, and each partition: memories, bytes (of records in the tables), operations of
-        agents a second, and what it misses of what peers announced, in changes and since how many seconds."""
+        """Totals, what repairs have taken since the node began, those under way, and each partition: memories, bytes
+        (of records in the tables), operations of agents a second, and what it misses of what peers announced, in
+        changes and since how many seconds."""
         replication, sizes, rates = self.replication, self.engine.sizes(), self.load.rates
         seconds = replication.lag.seconds()
         changes = replication.lag.changes(
@@ -40,6 +41,7 @@ class Metrics:
         return {
             "bytes": sum(partition["bytes"] for partition in partitions.values()),
             "operations_per_second": round(sum(rates[number] for number in self.replica.partitions), 1),
+            "taken": {name: replication.counts[f"sync_{name}_taken"] for name in ("records", "bytes")},
             "repairs": replication.repairs.report(),
             "repairs_waiting": replication.repairs_waiting,
             "by_partition": partitions,

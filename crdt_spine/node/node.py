@@ -127,6 +127,8 @@ class Node:
                 partition.vector = dict(summary.vector)
                 partition.memories, partition.tombstones = summary.memories, summary.tombstones
                 partition.forgotten = dict(summary.forgotten)
+                known = summary.forgotten_time
+                partition.forgotten_time = clock.highest if known is None else known
         self.committer = Committer(self.replica, engine, self._settled, checkpoint.through)
         self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self._operations)
         self.queries = Queries(self.store, engine, self.committer, self.flusher)
@@ -307,7 +309,7 @@ class Node:
         return Checkpoint(
             through=self.committer.through,
             partitions={
-                number: PartitionSummary(dict(p.vector), p.memories, p.tombstones, dict(p.forgotten))
+                number: PartitionSummary(dict(p.vector), p.memories, p.tombstones, dict(p.forgotten), p.forgotten_time)
                 for number, p in self.replica.partitions.items()
             },
             extra={

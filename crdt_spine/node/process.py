@@ -26,7 +26,7 @@ from crdt_spine.http.pages import Pages
 from crdt_spine.node.agreement import agree
 from crdt_spine.node.claim import NodeClaim
 from crdt_spine.node.node import Node, check_folder
-from crdt_spine.node.register import KEY, Register, beginning, bucket_of, entered, saved_in
+from crdt_spine.node.register import KEY, Register, TakenOut, beginning, bucket_of, entered, saved_in
 from crdt_spine.node.reseeding import Retired
 from crdt_spine.node.seats import Removed
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
@@ -35,15 +35,19 @@ from crdt_spine.transport.nats import NatsTransport
 
 log = logging.getLogger(__name__)
 
+SERVER = "nats://127.0.0.1:4222"  # where nothing says which broker
 BROKER_SECONDS_MAX = 30.0  # how long a starting node waits for its broker
+LEFT_SECONDS = 1.0  # how long a node that was removed goes on, for those who have not heard of it
 # Records are trees of values: the cycle collector finds nothing in them, and looking through all of them each time took
 # a fifth of the processor. It still runs, for what asyncio's tracebacks leave behind.
 GC_THRESHOLDS = (100_000, 50, 100)
 SWITCH_SECONDS = 0.001  # how long a thread may keep the interpreter while the event loop waits for it
 
 
-def run_node(config: Path, id: str, data: Path, server: str) -> int:
-    """Run a node until SIGINT or SIGTERM; its exit code. Prints `ready ID` on stdout once it serves."""
+def run_node(config: Path, id: str, data: Path, server: str | None) -> int:
+    """Run a node until SIGINT or SIGTERM, or until the cluster goes on without it; its exit code. Prints `ready ID` on
+    stdout once it serves. `server`: the broker's address, or several with commas between; None: those of the file, or
+    the usual one."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*GC_THRESHOLDS)
@@ -61,7 +65,11 @@ def run_node(config: Path, id: str, data: Path, server: str) -> int:
         except ImportError:
             runner = asyncio.Runner()
         with runner:
-            return runner.run(_serve(_Start(cluster, config, me, hello, data, server), engine, sockets))
+            url = server or ",".join(cluster.nats.urls) or SERVER
+            return runner.run(_serve(_Start(cluster, config, me, hello, data, url), engine, sockets))
+    except TakenOut as told:
+        print(told, flush=True)
+        return 0
     except (ConfigError, StorageFull, StorageUnusable, OSError) as error:
         print(f"node {id}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
@@ -77,7 +85,10 @@ def hello_of(config: ClusterConfig, id: str) -> Hello:
         region=config.region,
         node=id,
         state="starting",
-        nodes=[NodeInfo(id=node.id, zone=node.zone, host=node.host, port=node.port) for node in config.nodes],
+        nodes=[
+            NodeInfo(id=node.id, zone=node.zone, host=node.host, port=node.port, role=node.role)
+            for node in config.nodes
+        ],
         partitions=config.partitions,
         factor=config.replication.factor,
         write_quorum=config.replication.write_quorum,
@@ -146,6 +157,10 @@ async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: 
         check_folder(engine.checkpoint.extra, hello, id)
         await claim.take()
         register, membership = await _entered(start, engine, transport)
+        settings = membership.settings  # the file may leave them out
+        hello = msgspec.structs.replace(
+            hello, factor=settings.factor, write_quorum=settings.write_quorum, read_quorum=settings.read_quorum
+        )
         node = Node(
             id, hello, engine, transport, zone=start.me.zone, limits=start.cluster.limits, register=register,
             membership=membership,
@@ -159,6 +174,7 @@ async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: 
     _show_addresses(node, urls)
     stopping = asyncio.create_task(stop.wait())
     closed = asyncio.create_task(transport.closed.wait())
+    left = asyncio.create_task(node.seats.left.wait())
     try:
         await node.start()
         print(f"ready {id}", flush=True)
@@ -166,7 +182,7 @@ async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: 
             me = start.me
             node.join(Member(host=me.host, port=me.port, zone=me.zone, role=me.role))
         assert node.failed is not None
-        await asyncio.wait((stopping, closed, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopping, closed, left, node.failed), return_when=asyncio.FIRST_COMPLETED)
         if closed.done():
             log.critical("node %s can't go on: the broker at %s has closed the connection for good", id, transport.url)
             return 1
@@ -178,12 +194,19 @@ async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: 
         if node.failed.done():
             log.critical("node %s can't go on", id, exc_info=node.failed.exception())
             return 1
+        if left.done():
+            print(
+                f"node {id}: removed from the cluster; the folder can be deleted. Take it out of the configuration "
+                "first: with a new folder it would join again",
+                flush=True,
+            )
+            await asyncio.wait((stopping, closed), timeout=LEFT_SECONDS)  # what it is being asked is answered
         return 0
     except Removed as error:
         raise ConfigError(str(error)) from error
     finally:
-        stopping.cancel()
-        closed.cancel()
+        for waiting in (stopping, closed, left):
+            waiting.cancel()
         await node.stop()
         await claim.release()
         await transport.close()
@@ -199,6 +222,10 @@ async def _entered(start: _Start, engine: SqliteEngine, transport: NatsTransport
     first = beginning(start.hello, former=saved is None and not blank)
     membership = await entered(register, transport, first, saved, blank, start.me.id)
     agree(start.cluster, membership, str(start.file))
+    member = membership.members.get(start.me.id)
+    if member is not None and member.role != start.me.role:
+        log.warning("%s is a %s in the cluster, as it was when it joined; to change that, remove it and add it",
+                    start.me.id, member.role)  # fmt: skip
     return register, membership
 
 

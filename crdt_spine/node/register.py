@@ -16,7 +16,7 @@ import msgspec
 
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.membership import Member, Membership, Settings, founded, from_json, to_json
-from crdt_spine.core.messages import Hello, Unreadable
+from crdt_spine.core.messages import Hello, NodeInfo, Unreadable
 from crdt_spine.core.placement import replicas_of
 from crdt_spine.core.ring import ConsistentHashRing
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT
@@ -36,6 +36,10 @@ _decode_hello = msgspec.json.Decoder(Hello).decode
 def bucket_of(cluster: str) -> str:
     """The name of a cluster's bucket."""
     return f"spine_{cluster}"
+
+
+class TakenOut(ConfigError):
+    """The cluster goes on without this node, and others have what it had."""
 
 
 class Register:
@@ -75,6 +79,11 @@ def _read(value: bytes) -> Membership:
         ) from error
 
 
+def member_of(node: NodeInfo) -> Member:
+    """A node's entry."""
+    return Member(host=node.host, port=node.port, zone=node.zone, role=node.role)
+
+
 def beginning(hello: Hello, *, former: bool = False) -> Membership:
     """The membership of a cluster that begins as `hello` describes it. `former`: as an earlier program, which kept no
     register, has placed what is on the disks already."""
@@ -82,7 +91,7 @@ def beginning(hello: Hello, *, former: bool = False) -> Membership:
         cluster=hello.cluster, region=hello.region, partitions=hello.partitions, factor=hello.factor,
         write_quorum=hello.write_quorum, read_quorum=hello.read_quorum, placement=hello.placement,
     )  # fmt: skip
-    members = {node.id: Member(host=node.host, port=node.port, zone=node.zone) for node in hello.nodes}
+    members = {node.id: member_of(node) for node in hello.nodes}
     if len(members) <= hello.factor:  # there is nothing to choose
         return founded({number: list(members) for number in range(hello.partitions)}, members, settings)
     if not former:
@@ -104,7 +113,8 @@ async def entered(
     """What a node that starts has to go by: the register. If there is none, it is founded with `first`, or made again
     of what the node, or another one, has `saved`. `blank`: the node's folder is new.
 
-    Raises ConfigError: the node does not belong to the cluster any more; ConnectionFailed: the register is silent.
+    Raises ConfigError: the node does not belong to the cluster any more, as TakenOut where it left in order;
+    ConnectionFailed: the register is silent.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_SECONDS_MAX
@@ -130,7 +140,7 @@ async def entered(
 
 
 def _check_welcome(membership: Membership, node: str, blank: bool) -> None:
-    """Raises ConfigError: this node was taken out of the cluster."""
+    """Raises ConfigError: this node was given up; TakenOut: it was taken out of the cluster."""
     if membership.refuses(node):
         raise ConfigError(
             f"node {node} was given up as dead, in epoch {membership.gone.get(node, 0)} of the cluster, and what has "
@@ -138,7 +148,7 @@ def _check_welcome(membership: Membership, node: str, blank: bool) -> None:
             "another folder"
         )
     if node not in membership.members and node in membership.gone and not blank:
-        raise ConfigError(
+        raise TakenOut(
             f"node {node} was taken out of the cluster in epoch {membership.gone[node]}: take it out of the "
             "configuration, or give it a new, empty data folder to let it join again"
         )

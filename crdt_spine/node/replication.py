@@ -339,7 +339,7 @@ class Replication:
             upto=upto,
             next=None if last else encoded[-1][0],
             operations=self.replica.operations_since(number, request.have) if last else {},
-            clock=self.replica.clock.highest,
+            clock=self.replica.partitions[number].forgotten_time,
             after=request.after,
             whole=request.whole,
             forgotten=self.replica.partitions[number].forgotten,
@@ -427,6 +427,11 @@ class Replication:
         return {
             node for node, peer in self.peers.items() if self._hears(peer) and peer.announcement.state != "stopping"
         }
+
+    def silence(self) -> dict[str, float]:
+        """For how many seconds each peer was not heard of that was heard of since this node began."""
+        now = time.monotonic()
+        return {node: now - peer.heard for node, peer in self.peers.items()}
 
     def sources(self, number: int) -> list[str]:
         """The peers with which a partition can be compared."""
@@ -562,6 +567,7 @@ class Replication:
             self.counts["sync_records_taken"] += len(page.records)
             repair.records += len(page.records)
             repair.bytes += len(raw)
+            self.counts["sync_bytes_taken"] += len(raw)
             self.counts["sync_operation_bytes_taken"] += len(encode(page.operations)) if page.operations else 0
             self.committer.touch()
             await self.committer.barrier()

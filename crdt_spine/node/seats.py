@@ -102,6 +102,7 @@ class Seats:
         self.wiping = set(wiping)  # partitions of which the tables still have records that count no more
         self.look_again = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
+        self.left = asyncio.Event()  # this node was a member and is none any more: others have all that it had
         self._one = asyncio.Lock()
         self._one_wipes = asyncio.Lock()
         self._encoded = (saved, to_json(saved))
@@ -210,6 +211,7 @@ class Seats:
                     f"node {self.node} was given up as dead in epoch {membership.gone.get(self.node, 0)} of the cluster"
                 )
             self.seen = membership
+            was_member = self.node in self.membership.members
             before, after = _seats(self.membership, self.node), _seats(membership, self.node)
             gone = [number for number in self.replica.partitions if before[number] != after.get(number)]
             given = [number for number in after if before.get(number) != after[number]]
@@ -231,6 +233,8 @@ class Seats:
             self.replication.announce()
             for told in self.on_change:
                 told()
+            if was_member and not self.is_member:
+                self.left.set()
 
     def _close(self, gone: Collection[int]) -> None:
         """Take nothing more of these partitions, neither from agents nor from peers."""
@@ -286,7 +290,8 @@ class Seats:
     def _noted(self, checkpoint: Checkpoint) -> Checkpoint:
         """A checkpoint of the tables as they are, with this membership."""
         partitions = {
-            number: checkpoint.partitions.get(number, PartitionSummary({})) for number in self.replica.partitions
+            number: checkpoint.partitions.get(number, PartitionSummary({}, forgotten_time=0))
+            for number in self.replica.partitions
         }
         extra = {key: value for key, value in checkpoint.extra.items() if key != "wiping"}
         return Checkpoint(checkpoint.through, partitions, {**extra, **self.identity.saved, **self.saved})
@@ -312,7 +317,7 @@ class Seats:
         membership = self.membership
         self._serve()
         nodes = [
-            NodeInfo(id=id, zone=member.zone, host=member.host, port=member.port)
+            NodeInfo(id=id, zone=member.zone, host=member.host, port=member.port, role=member.role)
             for id, member in membership.members.items()
         ]
         self.hello = msgspec.structs.replace(

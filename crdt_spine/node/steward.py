@@ -12,15 +12,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
 
 from crdt_spine.core.causality import Vector
-from crdt_spine.core.membership import Goals, Member, Membership, described, proposed
+from crdt_spine.core.membership import Goals, Member, Membership, described, newcomer, proposed
 from crdt_spine.core.messages import Reshape
 from crdt_spine.errors import InvalidInput
-from crdt_spine.node.register import Register
+from crdt_spine.node.register import Register, member_of
 from crdt_spine.node.replication import Replication
 from crdt_spine.node.seats import Seats
 from crdt_spine.transport.base import Disconnected
@@ -124,7 +125,7 @@ class Steward:
         """Begin the change that an operator wants; the report after that. `by` names the request: one that comes again
         is not made again. Raises InvalidInput: it can't be done, and why; Disconnected, TimeoutError."""
         node = reshape.node
-        member = None if node is None else Member(host=node.host, port=node.port, zone=node.zone)
+        member = None if node is None else member_of(node)
         await self._propose(
             by, kind=reshape.kind, node="" if node is None else node.id, member=member, goes=reshape.goes,
             dead=reshape.dead,
@@ -168,7 +169,7 @@ class Steward:
         """Raises InvalidInput: who is said to be dead is up, or who has to hand over what it has is down."""
         goes, dead, up = wanted.get("goes", ""), wanted.get("dead"), self.replication.alive() | {self.seats.node}
         if wanted["kind"] == "cancel" and not goes and membership.change is not None:
-            goes = membership.change.comes or ""
+            goes = newcomer(membership.change) or ""
         if goes not in membership.members or goes in membership.dead:
             return
         if dead and goes in up:
@@ -182,5 +183,15 @@ class Steward:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """The part "cluster" of the node's report."""
-        return self.seats.seen.report(self.confirmed())
+        """The part "cluster" of the node's report. `not_heard` has the members that are not heard of, for how many
+        seconds; None: they never were, since this node began."""
+        report, members = self.seats.seen.report(self.confirmed()), self.seats.seen.members
+        coordinates = Counter(replicas[0] for replicas in self.seats.layout.replicas.values() if replicas)
+        for node, member in report["members"].items():
+            member["coordinates"] = coordinates[node]
+        silence = self.replication.silence()
+        report["not_heard"] = {
+            node: round(silence[node], 1) if node in silence else None
+            for node in sorted(members.keys() - self.replication.alive() - {self.seats.node})
+        }
+        return report

@@ -47,6 +47,7 @@ class PartitionSummary(msgspec.Struct):
     memories: int = 0  # alive
     tombstones: int = 0
     forgotten: dict[str, int] = {}  # up to where tombstones were dropped that not every replica had
+    forgotten_time: int | None = None  # of the newest tombstone that was dropped; an earlier version did not keep it
 
 
 class Checkpoint(msgspec.Struct):

@@ -30,7 +30,8 @@ class ChildReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class ChildDied(msgspec.Struct, frozen=True, tag=True):
-    """A process that was not asked to end has ended. `restart_seconds` None: it stays down until told to start."""
+    """A process that was not asked to end has ended. `restart_seconds` None: it stays down until told to start, as a
+    service does that ended with 0."""
 
     name: str
     kind: str

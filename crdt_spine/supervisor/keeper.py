@@ -5,6 +5,8 @@
 
 A child that dies at once, over and over, must not eat the machine: the pause doubles up to a maximum, and begins anew
 after a child has served for a while. The first start is not repeated: its failure is the caller's to see.
+
+A service that ends with 0 is done (a node that was removed from its cluster): it stays down until it is told to start.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from enum import StrEnum
 
 import msgspec
 
-from crdt_spine.errors import SpineError
+from crdt_spine.errors import ConnectionFailed, SpineError
 from crdt_spine.limits import RESTART_CALM_SECONDS, RESTART_SECONDS_MAX, RESTART_SECONDS_MIN
 from crdt_spine.supervisor.events import ChildDied, ChildFailed, ChildReady, ChildStarted, Listener
 from crdt_spine.supervisor.service import Launcher, Running
@@ -67,6 +69,7 @@ class Keeper:
         self._failures = 0  # deaths in a row
         self._ready_at = 0.0
         self._start_asked = False
+        self._done = False  # it has ended with 0, and is one of those that may
         self._look_again = asyncio.Event()
 
     @property
@@ -76,14 +79,20 @@ class Keeper:
         return ChildStatus(self.name, self.kind, pid, self._state, max(0, self._starts - 1))
 
     async def start(self) -> None:
-        """Start it and wait until it serves. Raises SpineError; then it does not run."""
+        """Start it and wait until it serves, or is done. Raises SpineError; then it does not run."""
         self._state = ChildState.STARTING
-        self._start_asked = False
+        self._start_asked = self._done = False
         try:
             self._running = await self._launcher.launch()
             restarts, self._starts = self._starts, self._starts + 1
             self._tell(ChildStarted(self.name, self.kind, self._running.pid, restarts))
-            await self._running.wait_ready()
+            try:
+                await self._running.wait_ready()
+            except ConnectionFailed:
+                if not self._is_done(self._running):
+                    raise
+                self._state = ChildState.DOWN
+                return
         except BaseException:
             self._state = ChildState.DOWN
             if self._running is not None:
@@ -103,7 +112,8 @@ class Keeper:
             if asyncio.get_running_loop().time() - self._ready_at >= RESTART_CALM_SECONDS:
                 self._failures = 0
             self._failures += 1
-            pause = self._policy.pause_seconds(self._failures)
+            self._done = self._is_done(running)
+            pause = self._pause_seconds()
             assert running.returncode is not None
             self._tell(ChildDied(self.name, self.kind, running.pid, running.returncode, pause))
             await self._restart()
@@ -116,7 +126,7 @@ class Keeper:
                 return
             except SpineError as error:
                 self._failures += 1
-                pause = self._policy.pause_seconds(self._failures)
+                pause = self._pause_seconds()
                 self._tell(ChildFailed(self.name, self.kind, str(error), pause))
 
     async def _until_due(self) -> None:
@@ -124,7 +134,7 @@ class Keeper:
         now = asyncio.get_running_loop().time
         down_since = now()
         while not self._start_asked:
-            pause = self._policy.pause_seconds(self._failures)
+            pause = self._pause_seconds()
             if pause is not None and now() >= down_since + pause:
                 return
             self._look_again.clear()
@@ -133,6 +143,12 @@ class Keeper:
                     await self._look_again.wait()
             except TimeoutError:
                 pass
+
+    def _is_done(self, running: Running) -> bool:
+        return self._launcher.may_be_done and running.returncode == 0
+
+    def _pause_seconds(self) -> float | None:
+        return None if self._done else self._policy.pause_seconds(self._failures)
 
     def policy_changed(self) -> None:
         """Apply the policy's new values to a pause that is under way."""

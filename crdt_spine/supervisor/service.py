@@ -42,6 +42,7 @@ class Launcher(Protocol):
     name: str
     kind: str
     stop_seconds: float  # between asking it to end and killing it
+    may_be_done: bool  # does exit code 0 mean that it is not to be started again?
 
     async def launch(self) -> Running:
         """Start a process. Raises SpineError where that can't be done; then nothing runs."""
@@ -104,6 +105,7 @@ class ServiceLauncher:
     """Starts a service against a broker."""
 
     stop_seconds = NODE_STOP_SECONDS_MAX
+    may_be_done = True
 
     def __init__(self, spec: ServiceSpec, folder: Path, url: str, keep_open: Sequence[int]) -> None:
         self.name = spec.name
@@ -135,6 +137,7 @@ class BrokerLauncher:
 
     name = kind = "broker"
     stop_seconds = BROKER_STOP_SECONDS_MAX
+    may_be_done = False
 
     def __init__(
         self, folder: Path, port: int, keep_open: Sequence[int], executable: str | os.PathLike[str] | None

@@ -22,14 +22,15 @@ AWAY = ("suspect", "down", "leaving")
 
 
 class World:
-    """So many nodes, which know of each other as members and have heard nothing yet."""
+    """So many nodes, which know of each other as members and have heard nothing yet. `length` is that of their names:
+    with 20 characters some 320 fit into a message by name, with 63 some 150."""
 
-    def __init__(self, nodes: int, seed: int, *, loss: float = 0.0, wire: bool = False) -> None:
+    def __init__(self, nodes: int, seed: int, *, loss: float = 0.0, wire: bool = False, length: int = 20) -> None:
         self.dice = random.Random(seed)
         self.loss = loss
         self.wire = wire
         self.now = 0.0
-        self.members = [f"node-{number:0>15}" for number in range(nodes)]  # twenty characters
+        self.members = [f"node-{number:0>{length - 5}}" for number in range(nodes)]
         self.nodes: dict[str, Gossip] = {}  # those that are not dead
         self.paused: dict[str, list[Rumours]] = {}  # -> what waits for it
         self.side: dict[str, int] = {}  # of a network that is cut in two

@@ -33,6 +33,26 @@ def test_everybody_knows_of_a_death_within_ten_seconds(nodes: int, seed: int, lo
         assert not world.false["suspect"]
 
 
+def test_who_has_other_members_hears_and_is_heard_nevertheless() -> None:
+    world = World(156, 9, length=63)
+    added, old, new = world.members[100], world.members[::2], world.members[1::2]
+    for name in old:
+        world.nodes[name].change_members(set(world.members) - {added})
+    world.run(8)
+    gone = world.members[7]
+    world.kill(gone)
+    assert world.run_until(lambda: not world.unaware(gone), KNOWN_SECONDS_MAX) is not None
+    assert all(world.nodes[name].counts["other_rosters"] for name in (old[0], new[0]))
+    assert world.largest < BYTES_MAX and not world.false["down"]
+    for name in old:
+        world.nodes[name].change_members(world.members)
+    world.run(2)
+    before = [gossip.counts["other_rosters"] for gossip in world.nodes.values()]
+    world.run(2)
+    assert before == [gossip.counts["other_rosters"] for gossip in world.nodes.values()]
+    assert all(gossip.beats[added] for gossip in world.nodes.values()) and not world.believers(added)
+
+
 def test_many_deaths_at_once_are_known_as_fast() -> None:
     world = grown(60, 4)
     crowd = world.dice.sample(world.members, 20)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -34,11 +36,13 @@ class Operator:
         assert up.stdout is not None
         self.environment = {**kept, "SPINE_SERVER": up.stdout.readline().decode().split()[1]}
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{len(self.started)}.log").open("wb")
         with log:
             self.started.append(
-                subprocess.Popen([*SPINE, *arguments], stdout=subprocess.PIPE, stderr=log, env=self.environment)
+                subprocess.Popen(
+                    [*SPINE, *arguments], stdout=subprocess.PIPE, stderr=log, env=environment or self.environment
+                )
             )
         return self.started[-1]
 
@@ -55,14 +59,39 @@ class Operator:
     def json(self, *arguments: str) -> Any:
         return msgspec.json.decode(self.run(*arguments, "--json").stdout)
 
-    def start_node(self, id: str, port: int) -> subprocess.Popen[bytes]:
-        """A node beside those of `spine up`, with a cluster.yaml that names it."""
+    def start_node(self, id: str, port: int, *, by_file: bool = False) -> subprocess.Popen[bytes]:
+        """A node beside those of `spine up`, with a cluster.yaml that names it. `by_file`: and the broker, and leaves
+        out what follows from the number of nodes."""
         config = yaml.safe_load((self.folder / "data" / "cluster.yaml").read_text())
         config["cluster"]["nodes"].append({"id": id, "host": "127.0.0.1", "port": port, "zone": "zone-4"})
+        server = self.environment["SPINE_SERVER"]
         path = self.folder / f"{id}.yaml"
+        arguments = ["node", "--config", str(path), "--id", id, "--data", str(self.folder / id)]
+        if not by_file:
+            path.write_text(yaml.safe_dump(config))
+            return self.start(*arguments, "--server", server)
+        del (
+            config["cluster"]["replication"],
+            config["cluster"]["nodes"][:2],
+        )  # of two nodes a factor of two would follow
+        config["cluster"]["nats"] = {"urls": ["nats://127.0.0.1:1", server]}
         path.write_text(yaml.safe_dump(config))
-        return self.start("node", "--config", str(path), "--id", id, "--data", str(self.folder / id), "--server",
-                          self.environment["SPINE_SERVER"])  # fmt: skip
+        unsaid = {name: value for name, value in self.environment.items() if name != "SPINE_SERVER"}
+        return self.start(*arguments, environment=unsaid)
+
+    def until_joined(self, id: str) -> None:
+        """Wait until a node that has been started belongs to the cluster."""
+        deadline = time.monotonic() + 30
+        while id not in (cluster := self.json("cluster", "show"))["members"] or cluster["change"] is not None:
+            assert time.monotonic() < deadline, cluster
+            time.sleep(0.2)
+
+    def until_said(self, process: subprocess.Popen[bytes], words: str) -> None:
+        """Wait until a process has said that."""
+        deadline = time.monotonic() + 20
+        while words not in self.said(process):
+            assert time.monotonic() < deadline and process.poll() is None, self.said(process)
+            time.sleep(0.1)
 
     def end(self) -> None:
         for process in reversed(self.started):
@@ -130,7 +159,7 @@ def test_a_node_joins_and_leaves_while_the_command_watches(operator: Operator) -
     assert watching.wait(10) == 130
     assert operator.json("cluster", "show")["change"]["comes"] == "spine-4"
 
-    operator.start_node("spine-4", port)
+    node = operator.start_node("spine-4", port)
     document = operator.json(*aim)
     assert (document["finished"], document["kind"], document["node"]) == (True, "add", "spine-4")
     assert set(document["members"]) == {"spine-1", "spine-2", "spine-3", "spine-4"}
@@ -140,14 +169,61 @@ def test_a_node_joins_and_leaves_while_the_command_watches(operator: Operator) -
     assert report["skew"]["nodes"].keys() == {"memories", "bytes", "operations_per_second"}
     assert len(report["by_partition"]) == report["partitions"]
 
+    held = {id: member["partitions"] for id, member in operator.json("cluster", "show")["members"].items()}
+    assert held == dict.fromkeys(document["members"], 48)
     gone = operator.run("cluster", "remove", "spine-4")
     assert b"the leaving of spine-4 is done: 3 nodes" in gone.stdout
     assert b"replicas moved" in gone.stderr or gone.stderr == b""
+    assert node.wait(15) == 0, "it is done, and nobody is to start it again"
+    assert b"spine-4: removed from the cluster; the folder can be deleted" in node.communicate()[0]
     assert operator.run("get", "m1").returncode == 0
     for view in ((), ("--partitions",)):
         assert b"cluster spine" in operator.run("status", *view).stdout
 
 
+def test_of_a_node_that_dies_while_it_leaves_the_command_says_what_to_do_and_that_is_a_way_out(
+    operator: Operator,
+) -> None:
+    node = operator.start_node("spine-5", free_port(), by_file=True)
+    operator.until_joined("spine-5")
+    node.kill()
+    watching = operator.start("cluster", "remove", "spine-5")  # it counts as up for a moment
+    advice = "spine cluster cancel --dead spine-5"
+    operator.until_said(watching, advice)
+    assert re.search(r"spine-5 has not been heard for \d+ s and has to confirm: start it", operator.said(watching))
+    waiting = operator.run("cluster", "show").stdout.decode()
+    assert "spine-5 is being removed" in waiting and advice in waiting and "not heard" in waiting
+    operator.run("cluster", "cancel", "spine-5", code=2)
+    assert b"nobody is not in the cluster" in operator.run("cluster", "cancel", "--dead", "nobody", code=1).stderr
+    assert b"spine-1 is up" in operator.run("cluster", "cancel", "--dead", "spine-1", code=1).stderr
+    ended = operator.run("cluster", "cancel", "--dead", "spine-5")
+    assert b"the turning back is done: 4 nodes" in ended.stdout
+    assert b"`spine cluster remove spine-5 --dead`" in ended.stderr
+    assert watching.wait(20) == 1 and "the leaving of spine-5 was turned back" in operator.said(watching)
+    assert "dead" in operator.run("cluster", "show").stdout.decode()
+    assert b"done: 3 nodes" in operator.run("cluster", "remove", "spine-5", "--dead").stdout
+
+
 def test_status_without_a_node_that_answers_is_unavailable(operator: Operator) -> None:
     ran = operator.run("status", "--cluster", "another", "--timeout", "2", code=4)
     assert b"error: " in ran.stderr
+
+
+def test_a_removed_node_of_spine_up_stays_down_now_and_at_the_next_start(operator: Operator) -> None:
+    operator.start_node("spine-6", free_port())
+    operator.until_joined("spine-6")
+    operator.run("cluster", "remove", "spine-3")
+    ended = "spine-3 has ended, and is not started again; node.log in its folder says why"
+    up, data = operator.started[0], operator.folder / "data"
+    operator.until_said(up, ended)
+    assert "spine-3: removed from the cluster" in (data / "spine-3" / "node.log").read_text()
+    up.send_signal(signal.SIGTERM)
+    assert up.wait(20) == 0
+    again = operator.start("up", "--data", str(data), "--nats-port", "0", "--http-port", "0")
+    assert again.stdout is not None
+    word, server = again.stdout.readline().decode().split()
+    assert word == "ready"
+    operator.environment["SPINE_SERVER"] = server
+    operator.until_said(again, ended)
+    assert "spine-3 was taken out of the cluster" in (data / "spine-3" / "node.log").read_text()
+    assert operator.json("cluster", "show")["members"].keys() == {"spine-1", "spine-2", "spine-6"}

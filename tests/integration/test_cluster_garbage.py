@@ -52,7 +52,8 @@ GOOD: dict[str, list[dict[str, Any]]] = {
          "vectors": {"3": {GHOST: 9}}},
     ],
     "gossip": [
-        {"type": "gossip/1", "node": "ghost", "asks": True, "beats": {"spine-1": 5, "spine-2": 5, "ghost": 7},
+        {"type": "gossip/1", "node": "ghost", "roster": "ghost", "asks": True,
+         "beats": {"spine-1": 5, "spine-2": 5, "ghost": 7}, "table": "AAAAAAAA",
          "vitals": [["ghost", 5, 1, "up", "z", 10, 2, 3, 1, 77]]},
     ],
     "ack": [{"type": "ack/1", "node": "ghost", "actor": GHOST, "reached": {"3": 9}}],

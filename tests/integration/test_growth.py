@@ -38,9 +38,10 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def _show(output: asyncio.StreamReader) -> None:
-    while line := await output.readline():
-        print(line.decode(), end="")
+async def _show(output: asyncio.StreamReader, said: list[str]) -> None:
+    while line := (await output.readline()).decode():
+        said.append(line)
+        print(line, end="")
 
 
 class Newcomers:
@@ -50,6 +51,7 @@ class Newcomers:
         self.folder = folder
         self.processes: dict[str, BoundProcess] = {}
         self._reading: list[asyncio.Task[None]] = []
+        self._said: dict[str, list[str]] = {}
 
     async def start(self, cluster: Cluster, id: str, *, data: str = "", named: bool = True, **changed: Any) -> str:
         """Start `spine node` for a node that the cluster's file does not have, with a file that has it; what it printed
@@ -73,8 +75,17 @@ class Newcomers:
                 print(line, end="")
                 if line.startswith("ready "):
                     break
-        self._reading.append(asyncio.create_task(_show(process.output)))
-        return "".join(said)
+        told = "".join(said)
+        self._said[id] = said
+        self._reading.append(asyncio.create_task(_show(process.output, said)))
+        return told
+
+    async def ended(self, id: str) -> tuple[int | None, str]:
+        """Wait for a process to end by itself; its exit code, and all that it printed."""
+        async with asyncio.timeout(15):
+            await self.processes[id].exited.wait()
+        await asyncio.wait(self._reading, timeout=1)
+        return self.processes[id].returncode, "".join(self._said[id])
 
     async def kill(self, id: str) -> None:
         self.processes[id].kill()
@@ -277,12 +288,11 @@ async def test_a_node_leaves_and_may_only_come_back_with_a_new_folder(
         await until(cluster, settled("spine-0", "spine-1", "spine-2", "spine-3"))
         await reshape(cluster, kind="remove", goes="spine-0")
         await until(cluster, settled("spine-1", "spine-2", "spine-3"))
-        async with asyncio.timeout(10):  # it is there, and holds nothing
-            while (await report(cluster, "spine-0"))["partitions"]:
-                await asyncio.sleep(0.05)
-        await newcomers.kill("spine-0")
+        code, said = await newcomers.ended("spine-0")
+        assert code == 0 and "removed from the cluster; the folder can be deleted" in said
         said = await newcomers.start(cluster, "spine-0")
         assert "was taken out of the cluster" in said and "new, empty data folder" in said
+        assert (await newcomers.ended("spine-0"))[0] == 0
         await newcomers.start(cluster, "spine-0", data="another")
         found = await until(cluster, settled("spine-0", "spine-1", "spine-2", "spine-3"))
         await load.stop()

@@ -38,13 +38,13 @@ class Reader:
         self.took: list[float] = []
         self.hedged_from: list[str] = []  # for each read that was hedged, the node that had not answered
         self._ids = ids
-        hedge = self.session._hedge
+        hedge = self.session.hedging._hedge
 
         def watched(calls: Any) -> None:
             hedge(calls)
             self.hedged_from += [call.node for call in calls if call.hedge]
 
-        self.session._hedge = watched  # type: ignore[method-assign]
+        self.session.hedging._hedge = watched  # type: ignore[method-assign]
 
     async def run(self) -> None:
         while True:

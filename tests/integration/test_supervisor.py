@@ -45,10 +45,13 @@ id, folder, url = sys.argv[1:]
 folder = pathlib.Path(folder)
 if (folder / "refuse").exists():
     sys.exit("cannot serve: told to refuse")
+if (folder / "removed").exists():
+    sys.exit(0)
 if (folder / "stubborn").exists():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("connecting to", url)
 print("ready", id)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
 while True:
     signal.pause()
 """
@@ -254,6 +257,36 @@ async def test_a_node_that_dies_is_restarted_and_everyone_is_told(tmp_path: Path
             ChildReady("spine-2", "node", after.pid, 1),
         ]
         assert supervisor.nodes[0].restarts == 0
+
+
+async def test_a_node_that_is_done_is_not_started_again_and_does_not_keep_the_others_from_starting(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    events: list[Event] = []
+    async with supervisor_of(tmp_path, events, nodes=2) as supervisor:
+        pid = supervisor.nodes[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGUSR1)
+        died = ChildDied("spine-2", "node", pid, 0, None)
+        await eventually(lambda: died in events, what="its end")
+        await asyncio.sleep(0.5)
+        assert supervisor.nodes[1].state is ChildState.DOWN
+        supervisor.start_node("spine-2")  # unless it is told to
+        await eventually(lambda: supervisor.nodes[1].state is ChildState.READY, what="the start")
+        (tmp_path / "spine-2" / "removed").touch()
+        events.clear()
+        pid = supervisor.nodes[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: any(isinstance(e, ChildDied) and e.returncode == 0 for e in events), what="its end")
+        assert supervisor.nodes[1].restarts == 2
+    events.clear()
+    async with supervisor_of(tmp_path, events) as again:
+        assert [node.state for node in again.nodes] == [ChildState.READY, ChildState.DOWN]
+        await eventually(lambda: any(isinstance(event, ChildDied) for event in events), what="that it is told")
+        await asyncio.sleep(0.3)
+        assert again.nodes[1].restarts == 0
+        assert not any(isinstance(event, ChildFailed) for event in events)
 
 
 async def test_a_restarted_broker_keeps_its_port_and_its_streams(tmp_path: Path, eventually: Eventually) -> None:

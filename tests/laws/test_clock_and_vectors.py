@@ -3,18 +3,16 @@ time that is too far ahead. Vectors are sets of dots, written short; vector cloc
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from histories import ACTORS
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import VECTOR_CLOCK, Run
+from records import Records
 
 from crdt_spine.core.causality import join, meet, missing, version_text, within
 from crdt_spine.core.clock import COUNTER_BITS, HybridClock, at_milliseconds, milliseconds_of, moment
 from crdt_spine.core.messages import Change, Delta, SyncPage, encode
-from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica
 from crdt_spine.core.thread import relation
 
@@ -87,19 +85,6 @@ life_of_a_replica = st.lists(
     ),
     max_size=30,
 )
-
-
-class Records(dict[str, Record]):
-    """Records in a dictionary."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, *_: Any) -> list[Record]:
-        return list(self.values())
 
 
 def started(journal: list[bytes]) -> Replica:

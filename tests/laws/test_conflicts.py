@@ -7,11 +7,11 @@ not shown in the end although nobody who saw it shown wrote over it. The replica
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from records import Records
 
 from crdt_spine.core import writes
 from crdt_spine.core.causality import within
@@ -28,20 +28,6 @@ END = 1 << 60
 
 Dot = tuple[str, int]
 Lost = tuple[str, str, Dot]  # id, field, dot
-
-
-class Records(dict[str, Record]):
-    """A store of records as simple as can be."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        ids = sorted(id for id in self if (after is None or id > after) and not within(self[id].version, have))
-        return [self[id] for id in ids][:limit]
 
 
 class Replica:

@@ -8,7 +8,6 @@ plain Yjs: the seed and all updates that were made to that content, in the order
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ import pytest
 from histories import ACTORS, Histories, deletes, edits, merged, replicas, stores, walls
 from hypothesis import given
 from hypothesis import strategies as st
+from records import Records
 
 from crdt_spine.core import codec, writes
 from crdt_spine.core.causality import within
@@ -185,19 +185,6 @@ def test_a_part_of_a_document_says_as_much_as_the_whole_to_who_has_the_rest(
 
 
 # -- many edits -------------------------------------------------------------------------------------------------------
-
-
-class Records(dict[str, Record]):
-    """The records of one simulated replica."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        return [record for record in self.values() if not within(record.version, have)]
 
 
 class Typist:

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from records import Records
 
 from crdt_spine.core import codec
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Announcement, Delete, Delta, Edit, Store, SyncPage, Write, encode
 from crdt_spine.core.record import Record
@@ -30,20 +31,6 @@ IDS = ("x", "y", "z")
 NOW = 1_763_000_000_000
 LATER = NOW + 10_000_000  # no clock is ever found ahead
 WALKS = 250
-
-
-class Records(dict[str, Record]):
-    """Records in a dictionary: all of them in the one partition."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        ids = sorted(id for id in self if (after is None or id > after) and not within(self[id].version, have))
-        return [self[id] for id in ids][:limit]
 
 
 class Node:

@@ -47,6 +47,19 @@ def test_an_append_that_is_heard_of_late_is_in_its_writers_past_with_all_it_was_
     assert not outcome.problem, outcome.read()
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(815, id="a newcomer whose clock is behind stores what was deleted and forgotten before it came"),
+        pytest.param(1192, id="a node dies while who came for it is a member and has not all that a majority had"),
+        pytest.param(621, id="an operation that was asked for again comes late, at a node that began anew"),
+    ],
+)
+def test_what_once_went_wrong_is_well(seed: int) -> None:
+    outcome = run(seed)
+    assert not outcome.problem, outcome.read()
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_rule_some_seed_fails(rule: str) -> None:
     for seed in range(150):

@@ -45,6 +45,16 @@ def test_each_setting_that_differs_is_named_with_both_values(changed: dict[str, 
     assert f"the running cluster has {here}; " in told
 
 
+def test_what_the_file_leaves_out_of_replication_is_the_clusters() -> None:
+    small = msgspec.structs.replace(
+        CONFIG, nodes=NODES[:2], replication=ReplicationConfig(factor=2, write_quorum=2, read_quorum=1),
+        implied=("factor", "read_quorum"),
+    )  # fmt: skip
+    assert contradictions(small, running()) == []
+    all_said = msgspec.structs.replace(small, implied=())
+    assert ["replication.factor" in told for told in contradictions(all_said, running())] == [True]
+
+
 def test_all_of_it_is_in_one_error() -> None:
     config = msgspec.structs.replace(CONFIG, partitions=8, region="us")
     with pytest.raises(ConfigError) as caught:

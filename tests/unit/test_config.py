@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdt_spine.config import (
+    KEYS,
     ClusterConfig,
     ConsistencyConfig,
     LimitsConfig,
@@ -68,15 +69,34 @@ def test_the_example_loads_with_every_key_in_it() -> None:
     assert config.locks == LocksConfig()
     assert config.telemetry.endpoint == "http://10.0.4.10:4318"
     text = EXAMPLE.read_text()
-    for struct in (ClusterConfig, NodeConfig, ReplicationConfig, OverrideConfig, NatsConfig, LimitsConfig, LocksConfig,
+    for struct in (NodeConfig, ReplicationConfig, OverrideConfig, NatsConfig, LimitsConfig, LocksConfig,
                    TelemetryConfig):  # fmt: skip
         assert all(f"{key}:" in text for key in struct.__struct_fields__)
+    assert all(f"{key}:" in text for key in KEYS)
     assert problems(EXAMPLE) == []
 
 
 def test_what_is_left_out_has_its_default() -> None:
     config = parse(cluster())
-    assert config == ClusterConfig(name="test", nodes=config.nodes)
+    implied = ("factor", "write_quorum", "read_quorum")
+    assert config == ClusterConfig(name="test", nodes=config.nodes, implied=implied)
+
+
+@pytest.mark.parametrize(
+    ("more", "implied"),
+    [
+        ("", ("factor", "write_quorum", "read_quorum")),
+        ("  replication: {}", ("factor", "write_quorum", "read_quorum")),
+        ("  replication: {factor: 3}", ("write_quorum", "read_quorum")),
+        ("  replication: {factor: 3, write_quorum: 2, read_quorum: 1}", ()),
+    ],
+)
+def test_what_is_left_out_of_replication_is_known_and_not_written_out(more: str, implied: tuple[str, ...]) -> None:
+    config = parse(cluster(more))
+    assert config.implied == implied
+    assert config.replication == ReplicationConfig(factor=3, write_quorum=2, read_quorum=1)
+    assert parse(config.to_yaml()) == config
+    assert "unknown key" in refusal(cluster("  implied: [factor]"))
 
 
 @pytest.mark.parametrize(("count", "factor", "write_quorum"), [(1, 1, 1), (2, 2, 2), (3, 3, 2), (5, 3, 2)])

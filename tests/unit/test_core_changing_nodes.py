@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from records import Records
+
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.drift import ANNOUNCEMENTS_IN_A_ROW, ClockWatch
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Change, Delta, Hello, NodeInfo, encode
-from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica, actor_name
 from crdt_spine.core.retirement import Retirement
 
@@ -61,18 +62,13 @@ def test_the_majority_that_can_accuse_a_clock_follows_the_nodes() -> None:
     assert clocks.ahead("b") == 0, "c is gone, and nobody is sure between two"
 
 
-class _Records(dict[str, Record]):
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-
 def delta(node: str) -> Delta:
     change = Change(id="m", time=NOW << 16, agent="ada", content="x", alive=True)
     return Delta(partition=0, actor=disk(node), first=1, deps={}, changes=[change])
 
 
 def test_what_somebody_sends_who_is_no_node_any_more_is_refused() -> None:
-    replica = Replica("a", disk("a"), _Records(), HybridClock(), {0: ("b",)}, 1)
+    replica = Replica("a", disk("a"), Records(), HybridClock(), {0: ("b",)}, 1)
     replica.members = frozenset({"b", "c"})
     assert replica.receive(delta("gone"), encode(delta("gone")), NOW), "there is nothing that a repair could bring"
     assert replica.partitions[0].vector == {}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pycrdt
 import pytest
+from records import Records
 
 from crdt_spine.core import codec
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.conflicts import WHOLE, Finding
 from crdt_spine.core.document import key_of, opened, updates_of
@@ -23,18 +23,6 @@ NOW = 1_763_000_000_000
 NAMES = ("a", "b", "c")
 decode_delta = msgspec.json.Decoder(Delta).decode
 decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
-
-
-class Records(dict[str, Record]):
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        ids = sorted(id for id in self if (after is None or id > after) and not within(self[id].version, have))
-        return [self[id] for id in ids][:limit]
 
 
 class Node:

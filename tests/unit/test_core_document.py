@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pycrdt
 import pytest
+from records import Records
 
 from crdt_spine.core import codec, writes
 from crdt_spine.core.clock import HybridClock
@@ -313,19 +314,6 @@ def test_a_part_is_merged_only_where_the_rest_is(stored: Record) -> None:
     assert not completes(None, sent, {}) and completes(None, sent, {"r/a@1": 2})
     anew = wrote(whole, Edit(i=0, id=ID, content="anew"), 40)
     assert completes(anew, sent, {}) and merge(anew, sent) == anew
-
-
-class Records(dict[str, Record]):
-    """The records of one replica."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, *_: Any) -> list[Record]:
-        return list(self.values())
 
 
 def test_a_page_with_a_part_that_cannot_be_completed_is_refused_and_changes_nothing(stored: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from base64 import b64encode
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from crdt_spine.core.gossip import DOWN_SECONDS, TICK_SECONDS_MAX, Gossip, read
 from crdt_spine.core.messages import Rumours, Unreadable, Vitals, encode
 from crdt_spine.core.phi import DEVIATION_SECONDS_MIN, PHI_MAX, averaged, phi
+from crdt_spine.core.roster import digest_of, packed, unpacked
 from crdt_spine.limits import BEAT_MAX, GOSSIP_BYTES_MAX, GOSSIP_SECONDS
 
 BEGAN = 1_790_000_000_000
@@ -87,6 +89,7 @@ def test_a_node_that_dies_is_a_suspect_within_seconds_and_down_after_some_more()
     assert few.state("c") == {"up"}
     few.run(3)
     assert few.state("c") == {"suspect"} and few.nodes["a"].away == ("c",)
+    assert few.nodes["a"].tick(few.now, few.dice)[0][1].beats["c"] % 2, "and others are told"
     few.run(DOWN_SECONDS)
     assert few.state("c") == {"down"} and few.nodes["b"].away == ("c",)
     health = few.nodes["a"].view(few.now)
@@ -121,15 +124,25 @@ def test_who_is_told_of_a_silence_that_began_as_late_as_the_own_news_believes_it
     gossip = Gossip("a", None, BEGAN, 0.0)
     gossip.change_members(["a", "b", "c"])
     gossip.receive(Rumours(node="c", beats={"c": 90, "b": 50}, vitals=(Vitals("b", 40, 1, "up"),)), 0.0)
-    gossip.receive(Rumours(node="c", beats={"b": -49}), 0.1)
+    gossip.receive(Rumours(node="c", beats={"b": 49}), 0.1)
     assert gossip.state_of("b") == "up", "there is newer news of it here"
-    gossip.receive(Rumours(node="c", beats={"b": -50}), 0.2)
+    gossip.receive(Rumours(node="c", beats={"b": 51}), 0.2)
     assert gossip.state_of("b") == "suspect"
-    assert gossip.tick(0.3, random.Random(1))[0][1].beats["b"] == -50, "and is told on"
-    gossip.receive(Rumours(node="c", beats={"b": 51}), 0.4)
+    assert gossip.tick(0.3, random.Random(1))[0][1].beats["b"] == 51, "and is told on"
+    gossip.receive(Rumours(node="c", beats={"b": 52}), 0.4)
     assert gossip.state_of("b") == "up" and gossip.away == ()
-    answer = gossip.receive(Rumours(node="c", asks=True, beats={"b": -50}), 0.5)
-    assert answer is not None and answer.beats["b"] == 51, "who believes it is told better"
+    answer = gossip.receive(Rumours(node="c", asks=True, beats={"b": 51}), 0.5)
+    assert answer is not None and answer.beats["b"] == 52, "who believes it is told better"
+
+
+def test_who_hears_that_it_is_taken_for_dead_says_more_and_is_no_new_process() -> None:
+    gossip = Gossip("a", None, 40, 0.0)
+    gossip.change_members(["a", "b"])
+    gossip.receive(Rumours(node="b", beats={"a": 41}), 0.1)
+    assert gossip.beat == 40 and not gossip.counts
+    assert gossip.tick(0.2, random.Random(1))[0][1].beats["a"] == 42
+    gossip.receive(Rumours(node="b", beats={"a": 45}), 0.3)
+    assert gossip.beat == 46 and gossip.counts["outdone"] == 1
 
 
 def test_two_halves_that_were_cut_off_from_each_other_meet_again() -> None:
@@ -197,8 +210,18 @@ def test_a_node_alone_speaks_to_nobody() -> None:
 # -- messages -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("nodes", "length", "zone"), [(1_000, 20, "eu-west-1a"), (1_000, 63, "\U0001f600" * 63)])
-def test_a_message_is_below_its_bound_whatever_is_in_it(nodes: int, length: int, zone: str) -> None:
+@pytest.mark.parametrize("agreed", [True, False])
+@pytest.mark.parametrize(
+    ("nodes", "length", "zone"),
+    [
+        (300, 20, "z"),
+        (1_000, 20, "eu-west-1a"),
+        (1_000, 63, "\U0001f600" * 63),
+        (1_536, 63, "z" * 63),
+        (1_700, 63, "z" * 63),
+    ],
+)
+def test_a_message_is_below_its_bound_whatever_is_in_it(nodes: int, length: int, zone: str, agreed: bool) -> None:
     names = [f"n{number:0>{length - 1}}" for number in range(nodes)]
     gossip = Gossip(names[0], zone, BEAT_MAX - 10, 0.0)
     gossip.change_members(names)
@@ -206,12 +229,13 @@ def test_a_message_is_below_its_bound_whatever_is_in_it(nodes: int, length: int,
     for index in range(1, nodes, 20):
         some = names[index : index + 20]
         vitals = tuple(Vitals(n, BEAT_MAX, most, "joining", zone, most, most, most, most, most) for n in some)
-        gossip.receive(Rumours(node=some[0], beats=dict.fromkeys(some, -BEAT_MAX + 1), vitals=vitals), 0.1)
+        gossip.receive(Rumours(node=some[0], beats=dict.fromkeys(some, BEAT_MAX), vitals=vitals), 0.1)
     asked = dict.fromkeys(names, 1)
+    roster = digest_of(names) if agreed else "another"
     sizes = []
     for number in range(50):
+        answer = gossip.receive(Rumours(node=names[1], roster=roster, asks=True, beats=asked), 0.2 + number / 1_000)
         (_, question), *_ = gossip.tick(0.2 + number / 1_000, random.Random(1))
-        answer = gossip.receive(Rumours(node=names[1], asks=True, beats=asked), 0.2 + number / 1_000)
         assert answer is not None
         for message in (question, answer):
             sizes.append(len(encode(message)))
@@ -220,16 +244,95 @@ def test_a_message_is_below_its_bound_whatever_is_in_it(nodes: int, length: int,
     assert min(sizes) > GOSSIP_BYTES_MAX // 2, "and what room there is is used"
 
 
-def test_what_does_not_fit_is_what_is_asked_about_least() -> None:
-    names = [f"node-{number:0>15}" for number in range(1_000)]
+def large(nodes: int = 1_000) -> tuple[list[str], Gossip]:
+    """A node that has heard of all others, one after the other."""
+    names = [f"node-{number:0>15}" for number in range(nodes)]
     gossip = Gossip(names[0], None, BEGAN, 0.0)
-    gossip.change_members(names)
+    gossip.change_members(reversed(names))
     for number, name in enumerate(names[1:], 1):
-        gossip.receive(Rumours(node=name, beats={name: BEGAN}), number / 1_000)
+        gossip.receive(Rumours(node=name, roster=digest_of(names), beats={name: BEGAN + 2 * number}), number / 1_000)
+    return names, gossip
+
+
+def test_a_thousand_heartbeats_fit_into_one_message_for_who_has_the_same_members() -> None:
+    names, gossip = large()
+    question = gossip.tick(1.1, random.Random(1))[0][1]
+    assert question.beats == {names[0]: BEGAN + 2}, "the own one can be read by anybody"
+    assert unpacked(question.table) == (BEGAN + 2, *(BEGAN + 2 * number for number in range(1, 1_000)))
+    other = Gossip(names[1], None, BEGAN, 0.0)
+    other.change_members(names)
+    answer = other.receive(read(encode(question)), 1.1)
+    assert other.beats[names[999]] == BEGAN + 2 * 999 and not other.counts["other_rosters"]
+    assert answer is not None and gossip.receive(read(encode(answer)), 1.2) is None
+    assert len(encode(question)) < 8 * 1_000 + 500
+
+
+def test_who_has_other_members_answers_by_name_and_is_asked_by_name() -> None:
+    names, gossip = large()
+    question = gossip.tick(1.1, random.Random(1))[0][1]
+    other = Gossip(names[1], None, BEGAN, 0.0)
+    other.change_members(names[:900])
+    answer = other.receive(question, 1.1)
+    assert answer is not None and not answer.table and names[1] in answer.beats
+    assert other.counts["other_rosters"] == 1 and not other.counts["absurd"]
+    assert other.beats[names[0]] == gossip.beat and other.beats[names[2]] == 0, "nothing was taken for another's"
+    gossip.receive(answer, 1.2)
+    question = gossip.tick(1.3, random.Random(1))[0][1]
+    assert not question.table and len(question.beats) > 300
+    other.receive(question, 1.35)
+    other.change_members(names)
+    assert other.tick(1.35, random.Random(1))[0][1].table, "who has heard of a change expects that of the others"
+    other.change_members(names[:900])
+    other.receive(question, 1.4)
+    assert other.beats[names[2]] == BEGAN + 4 and other.tick(1.5, random.Random(1))[0][1].table == b""
+    other.change_members(names)
+    assert gossip.receive(other.tick(1.6, random.Random(1))[0][1], 1.6).table, "as soon as they agree"  # type: ignore[union-attr]
+    assert gossip.tick(1.7, random.Random(1))[0][1].table
+
+
+def test_a_table_that_is_wrong_changes_nothing() -> None:
+    names, gossip = large()
+    before, roster = dict(gossip.beats), digest_of(names)
+    lowest = [1] * len(names)
+    tables = [
+        lowest[:-1],
+        [*lowest, 1],
+        [*lowest[:-1], BEGAN * 10],
+        [*lowest[:-1], BEAT_MAX + 1],
+        [(1 << 48) - 1] * 1_000,
+    ]
+    for table in tables:
+        assert gossip.receive(Rumours(node=names[5], roster=roster, asks=True, table=packed(table)), 2.0) is None
+    assert gossip.counts["absurd"] == len(tables) and gossip.beats == before
+    gossip.receive(Rumours(node=names[5], table=packed([BEGAN + 10**6] * 1_000)), 2.0)
+    assert gossip.counts["other_rosters"] == 1 and gossip.beats == before
+    last = Gossip("a", None, BEAT_MAX - 9, 0.0)
+    last.change_members(["a", "b"])
+    last.receive(Rumours(node="b", roster=digest_of("ab"), table=packed([0, BEAT_MAX + 1])), 2.0)
+    assert last.counts["absurd"] == 1
+
+
+def test_a_table_is_its_numbers_in_six_bytes_each() -> None:
+    numbers = [0, 1, 255, 256, BEGAN, BEAT_MAX]
+    assert unpacked(packed(numbers)) == tuple(numbers)
+    assert packed([1, BEAT_MAX]) == b"\1\0\0\0\0\0" + BEAT_MAX.to_bytes(6, "little")
+    assert unpacked(b"") == ()
+    with pytest.raises(ValueError, match="a table of 7 bytes"):
+        unpacked(bytes(7))
+    assert digest_of(["a", "b"]) != digest_of(["ab"]) and len(digest_of([])) == 16
+
+
+def test_what_does_not_fit_by_name_is_what_is_asked_about_least() -> None:
+    names, gossip = large()
+    gossip.receive(Rumours(node=names[500], roster="another"), 1.1)
     beats = gossip.tick(1.1, random.Random(1))[0][1].beats
     assert names[1] in beats, "heard of the longest ago"
     assert names[-1] in beats, "heard of last"
     assert names[500] not in beats
+
+
+def base64(what: bytes) -> str:
+    return b64encode(what).decode()
 
 
 def garbage() -> list[bytes]:
@@ -238,7 +341,9 @@ def garbage() -> list[bytes]:
     )
     wrong: list[dict[str, Any]] = [
         {**good, "type": "gossip/2"}, {**good, "unknown": 1}, {**good, "node": ""}, {**good, "node": "x" * 64},
-        {**good, "beats": {"b": 10**15}}, {**good, "beats": {"b": 0.5}}, {**good, "beats": {"": 5}},
+        {**good, "beats": {"b": 10**14}}, {**good, "beats": {"b": 0.5}}, {**good, "beats": {"": 5}},
+        {**good, "beats": {"b": -5}}, {**good, "roster": "x" * 17}, {**good, "roster": 5}, {**good, "table": "AAAA"},
+        {**good, "table": "no base64"}, {**good, "table": [5, 7]}, {**good, "table": base64(bytes(16 * 1024 + 2))},
         {**good, "vitals": [["b", 5, 1, "dancing"]]}, {**good, "vitals": [["b", 5, -1, "up"]]},
         {**good, "vitals": [[*good["vitals"][0], 1, 1, 1, 1, 1, 1, 1]]}, {**good, "vitals": 5},
     ]  # fmt: skip
@@ -267,7 +372,7 @@ def test_no_heartbeat_is_taken_that_its_node_could_not_rise_above() -> None:
     few.run(10)
     assert few.state("c") == {"up"} and few.nodes["c"].away == ()
     few.nodes["a"].receive(Rumours(node="b", beats={"b": BEAT_MAX}), few.now)
-    few.nodes["a"].receive(Rumours(node="b", beats={"c": -BEAT_MAX}), few.now)
+    few.nodes["a"].receive(Rumours(node="b", beats={"c": BEAT_MAX - 1}), few.now)
     assert few.nodes["a"].counts["absurd"] == 2 and few.nodes["a"].away == ()
     few.nodes["a"].receive(Rumours(node="b", beats={"b": BEGAN + 10**11}), few.now)
     few.run(5)

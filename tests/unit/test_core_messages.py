@@ -76,7 +76,8 @@ EXAMPLES: list[Any] = [
     StraysRequest(partitions=(3, 5)),
     StraysAnswer(keys={3: ({"r/a@1": 7}, b"keys")}),
     Claim(node="a", process="p", pid=7, host="h", settled=True),
-    Rumours(node="a", asks=True, beats={"b": 1_700_000_000_000}, vitals=(Vitals("b", 1_700_000_000_000, 3, "up"),)),
+    Rumours(node="a", roster="0123456789abcdef", asks=True, beats={"b": 1_700_000_000_000}, table=b"123456",
+            vitals=(Vitals("b", 1_700_000_000_000, 3, "up"),)),
 ]  # fmt: skip
 every = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 

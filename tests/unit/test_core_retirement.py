@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
+from records import Records
 
 from crdt_spine.core import codec
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Announcement, Delete, Delta, Edit, Store, SyncPage, Write, encode
-from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica, actor_name
 from crdt_spine.core.retirement import TICK_SECONDS_MAX, Retirement
 
@@ -277,20 +276,6 @@ def test_a_new_name_on_the_old_disk_does_not_help_but_a_new_disk_does() -> None:
 
 
 # -- what follows for replicas ---------------------------------------------------------------------------------------
-
-
-class Records(dict[str, Record]):
-    """Records in a dictionary: all of them in the one partition."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        ids = sorted(id for id in self if (after is None or id > after) and not within(self[id].version, have))
-        return [self[id] for id in ids][:limit]
 
 
 NOW = 1_763_000_000_000

@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from crdt_spine import InvalidInput, Spine, config, limits
+from crdt_spine.broker.binary import find_nats_server
 from crdt_spine.cli.main import Elsewhere, spine
 from crdt_spine.core import messages, subjects
 
@@ -332,3 +333,6 @@ def test_the_files_for_containers_fit_each_other_and_the_command() -> None:
         assert all((ROOT / name).exists() for name in line.split())
     payload = re.search(r"^max_payload: (\d+)$", (docker / "nats.conf").read_text(encoding="utf-8"), re.M)
     assert payload is not None and int(payload[1]) == limits.MESSAGE_BYTES_MAX
+    store = re.search(r'^  store_dir: "(.*)"$', (docker / "nats.conf").read_text(encoding="utf-8"), re.M)
+    assert store is not None and f"nats:{store[1]}" in services["nats"]["volumes"], "nodes need JetStream"
+    subprocess.run([find_nats_server(), "-t", "-c", docker / "nats.conf"], check=True, capture_output=True, timeout=20)

@@ -190,3 +190,15 @@ def test_no_chain_of_preferences_would_be_more_even(replicas: dict[int, list[str
             new = {other for node in new for other in above[node]} - reached
             reached |= new
         assert all(load[other] >= load[source] - 1 for other in reached), (source, load)
+
+
+def test_a_reluctant_node_is_preferred_only_where_there_is_nobody_else_and_the_others_share_evenly() -> None:
+    replicas = placed(64, "abcd", 3, {})
+    layout = balanced(replicas, {"c"})
+    first = Counter(nodes[0] for nodes in layout.values())
+    assert first.keys() == {*"abd"} and sorted(first.values()) == [21, 21, 22]
+    assert all(nodes.index("c") == 2 for nodes in layout.values() if "c" in nodes)
+    assert {number: set(nodes) for number, nodes in layout.items()} == {n: set(nodes) for n, nodes in replicas.items()}
+    assert balanced(replicas, {*"abcd"}) == balanced(replicas)
+    alone = balanced({0: ["c"], 1: ["a", "c"]}, {"c"})
+    assert alone == {0: ("c",), 1: ("a", "c")}

@@ -191,6 +191,30 @@ def drawn(view: Any, width: int = 80) -> list[str]:
     return cast("io.StringIO", console.file).getvalue().splitlines()
 
 
+def test_no_skew_is_shown_where_there_are_too_few_memories_to_be_spread() -> None:
+    report = report_of(4)
+    few = report | {"skew": {"partitions": {
+        "memories": skew([1] + [0] * 63), "bytes": skew([400] + [0] * 63), "operations_per_second": skew([64.0] * 64)
+    }}}  # fmt: skip
+    text = "\n".join(drawn(cluster_view(few), 200))
+    assert "skew of partitions: memories –, bytes –, load 1.00× (σ 0%)   too few memories" in text
+    assert "64.00×" not in text
+    empty = report | {"skew": {"partitions": dict.fromkeys(("memories", "bytes", "operations_per_second"), skew([0]))}}
+    assert "skew" not in "\n".join(drawn(cluster_view(empty), 200))
+    assert "skew of partitions: memories 1.00×" in "\n".join(drawn(cluster_view(report), 200))
+
+
+def test_what_a_newcomer_has_taken_is_told_with_the_change() -> None:
+    report = report_of(4)
+    nodes = [*report["nodes"], {"id": "spine-9", "state": "up", "taken": {"records": 1_204, "bytes": 1_200_000}}]
+    hello = Hello(
+        cluster="c", region="eu", node="spine-1", state="up", nodes=[NodeInfo(id="spine-1")], partitions=1, factor=1,
+        write_quorum=1,
+    )  # fmt: skip
+    text = "\n".join(drawn(cluster_view(cluster_report(hello, Layout(hello), nodes)), 200))
+    assert "12 of 48 replicas moved, 1 under way, 1,204 records, 1.2 MB; waits for spine-9" in text
+
+
 def test_the_report_has_what_the_nodes_said_of_partitions_repairs_and_members() -> None:
     report = report_of(4)
     assert report.keys() >= {"cluster", "region", "nodes", "partitions", "quorum_failures"}

@@ -32,9 +32,11 @@ from crdt_spine.core.messages import (
 from crdt_spine.core.placement import partition_of
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
+from crdt_spine.dispatch import SILENT_SECONDS
 from crdt_spine.errors import ConnectionFailed, QuorumFailed, StaleToken
 from crdt_spine.health import PATIENCE_UNKNOWN_SECONDS, READ
-from crdt_spine.session import HEDGES_SAVED_MAX, SILENT_SECONDS, Session
+from crdt_spine.hedging import HEDGES_SAVED_MAX
+from crdt_spine.session import Session
 from crdt_spine.subscription import SILENT_SECONDS_MAX, Updates
 from crdt_spine.transport.base import Message
 from crdt_spine.transport.local import LocalTransport
@@ -351,7 +353,7 @@ async def test_a_session_without_work_pings_nobody(stage: Stage) -> None:
     await stage.get()
     session = stage.session
     assert not session.health.well(first.id)
-    session._active_at -= 100
+    session.pings.active_at -= 100
     number = session.number()
     await asyncio.sleep(0.4)
     assert session.number() == number + 1

@@ -21,13 +21,14 @@ from unittest.mock import patch
 import msgspec
 import pycrdt
 import pytest
+from records import Records
 
 from crdt_spine import Spine, StaleToken
 from crdt_spine.core import codec, document, writes
 from crdt_spine.core import layout as layouts
 from crdt_spine.core import record as records
 from crdt_spine.core import replica as replicas
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import COUNTER_BITS, HybridClock, at_milliseconds, milliseconds_of
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import (
@@ -45,7 +46,7 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.partition import Partition
-from crdt_spine.core.record import Record, merge
+from crdt_spine.core.record import merge
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica, Turn, actor_name
 from crdt_spine.core.token import token_text
@@ -60,20 +61,6 @@ HOUR = 3_600_000
 NAMES = ("a", "b", "c")
 read_delta = msgspec.json.Decoder(Delta).decode
 read_row = msgspec.json.Decoder(Delta | SyncPage).decode
-
-
-class Records(dict[str, Record]):
-    """Records in a dictionary: all of them in the one partition."""
-
-    def put(self, partition: int, record: Record) -> None:
-        self[record.id] = record
-
-    def drop(self, partition: int, id: str) -> None:
-        del self[id]
-
-    def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
-        ids = sorted(id for id in self if (after is None or id > after) and not within(self[id].version, have))
-        return [self[id] for id in ids][:limit]
 
 
 class Node:

@@ -92,15 +92,15 @@ class Agent:
         self._sessions += 1
         self._tags.clear()
         session: Any = self._spine._live
-        send = session._send
+        send = session.requests.send
 
-        def counted(node: str, retry: bool, calls: list[Any], *rest: Any) -> Any:
+        def counted(node: str, retry: bool, calls: list[Any], hedge: bool = False) -> Any:
             self._sent += len(calls)
-            return send(node, retry, calls, *rest)
+            return send(node, retry, calls, hedge)
 
-        session._send = counted
+        session.requests.send = counted
         if self._without == "deadlines":
-            session._lateness.by = lambda node, now: 0
+            session.lateness.by = lambda node, now: 0
         return True
 
     async def _leave(self) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from crdt_spine.core.causality import Vector, join_into
 from crdt_spine.core.messages import Delete, Edit, Store, Write
 from crdt_spine.core.quorum import Waiting
+from simulator.disk import ROW_MILLISECONDS_MIN
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
@@ -55,6 +56,7 @@ class Agent:
         self.habit = habit
         self.resting = False
         self.pending: tuple[int, Write | str, int] | None = None  # number, operation, attempt
+        self.asked: dict[int, int] = {}  # number -> when it was asked for last, of late
         self.token: dict[int, Vector] = {}
         self.count = 0
         self.outcomes: dict[str, int] = {}
@@ -76,6 +78,8 @@ class Agent:
         assert self.pending is not None
         number, operation, attempt = self.pending
         mine = self.pending
+        late = {one: when for one, when in self.asked.items() if when > self.world.now - ROW_MILLISECONDS_MIN}
+        self.asked = {**late, number: self.world.now}
         id = operation if isinstance(operation, str) else operation.id
         token = dict(self.token.get(self.cluster.partition_of(id), {}))
         self.cluster.check("asked", self, id, (number, attempt))

@@ -91,8 +91,9 @@ class Cluster:
         return [self.nodes[name] for name in self.register.holders(number)]
 
     def operations(self) -> list[bytes]:
-        """The operations that agents wait for, as they stand in journal rows."""
-        return [f'"{agent.name}-{agent.pending[0]}"'.encode() for agent in self.agents if agent.pending is not None]
+        """The operations that agents wait for, or have asked for so lately that it may come to a node only now, as they
+        stand in journal rows."""
+        return [f'"{agent.name}-{number}"'.encode() for agent in self.agents for number in agent.asked]
 
     def new_incarnation(self) -> int:
         self._incarnations += 1

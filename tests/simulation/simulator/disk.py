@@ -20,7 +20,7 @@ from crdt_spine.core.causality import Vector, within
 from crdt_spine.core.membership import Membership, founded
 from crdt_spine.core.record import Record
 
-ROW_MILLISECONDS_MIN = 8_000  # a row stays at least so long: an agent's straggling message may name its operation
+ROW_MILLISECONDS_MIN = 8_000  # for so long an agent's straggling message may name an operation: its row stays
 
 NOBODY = msgspec.structs.replace(founded({}), epoch=0)
 
@@ -39,6 +39,7 @@ class Checkpoint:
     began: int = 0  # the first incarnation on this disk
     retirement: dict[str, Any] = field(default_factory=dict)
     forgotten: dict[int, Vector] = field(default_factory=dict)
+    forgotten_times: dict[int, int] = field(default_factory=dict)
 
 
 class Disk:

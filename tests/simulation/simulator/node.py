@@ -123,6 +123,7 @@ class Node:
         for number, partition in self.replica.partitions.items():
             partition.vector = dict(checkpoint.vectors.get(number, {}))
             partition.forgotten = dict(checkpoint.forgotten.get(number, {}))
+            partition.forgotten_time = checkpoint.forgotten_times.get(number, 0)
             records = self.store.partitions.get(number, {}).values()
             partition.memories = sum(record.alive for record in records)
             partition.tombstones = len(records) - partition.memories
@@ -420,6 +421,7 @@ class Node:
             self.incarnation, self.replica.clock.highest, self.suspect, self.membership, self.began,
             self.replica.retirement.saved,
             {number: dict(p.forgotten) for number, p in self.replica.partitions.items()},
+            {number: p.forgotten_time for number, p in self.replica.partitions.items()},
         )  # fmt: skip
 
     def _write_identity(self) -> None:

@@ -250,7 +250,7 @@ class Repair:
             upto=upto,
             next=None if last else records[-1].id,
             operations=node.replica.operations_since(request.partition, request.have) if last else {},
-            clock=node.replica.clock.highest,
+            clock=node.replica.partitions[request.partition].forgotten_time,
             after=request.after,
             whole=request.whole,
             forgotten=dict(node.replica.partitions[request.partition].forgotten),
