@@ -73,7 +73,7 @@ def add(
 @_no_wait
 @connected()
 def remove(common: Common, id: str, dead: bool, no_wait: bool) -> int:
-    """Have a node leave the cluster. Stop it once it has left; it has nothing of the cluster's then.
+    """Have a node leave the cluster. Its process ends once others have all that it had.
 
     Refused where fewer nodes than the replication factor would be left. Ctrl-C only stops watching; the same command
     once more watches on.

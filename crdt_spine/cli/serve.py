@@ -85,7 +85,8 @@ def up(
 def node(config: Path, id: str, data: Path, server: str | None) -> int:
     """Run one node of a cluster against a broker that runs already, until SIGINT or SIGTERM.
 
-    Prints `ready ID` on stdout once it serves, and its log on stderr.
+    Prints `ready ID` on stdout once it serves, and its log on stderr. Ends with 0 as well once it was removed from the
+    cluster, and says so.
     """
     from crdt_spine.node.process import run_node
 

@@ -253,8 +253,9 @@ class SyncPage(_Message, frozen=True, kw_only=True, tag_field="type", tag="page/
 
     `operations` are the operation ids that the source knows for changes the asker misses: operation -> dot. `clock` is
     the greatest hybrid time of the tombstones that were dropped at the source: who takes the page must stamp above it.
-    With `whole` the records are all there are behind the id `after`, through `next`. Of what is within `forgotten`, tombstones may be missing here that not every
-    replica had: who does not have that much must ask for the whole (core/retirement.py).
+    With `whole` the records are all there are behind the id `after`, through `next`. Of what is within `forgotten`,
+    tombstones may be missing here that not every replica had: who does not have that much must ask for the whole
+    (core/retirement.py).
     The last page has the source's `strays`, where it has some (core/strays.py).
     """
 

@@ -467,8 +467,8 @@ def majorities(nodes: Iterable[str]) -> list[set[str]]:
 def test_who_dies_while_a_change_is_not_settled_leaves_no_majority_without_what_one_had(
     factor: int, kind: Kind, victim: str
 ) -> None:
-    """Of {a, b, c}, a and b have a write; h, which came for b, has it not. Then b is given up: c and h must be no majority
-    of those who count."""
+    """Of {a, b, c}, a and b have a write; h, which came for b, has it not. Then b is given up: c and h must be no
+    majority of those who count."""
     comes, goes = ("" if kind == "remove" else "h"), ("" if kind == "add" else "b")
     forth = steps(proposed(cluster(factor + 1, 24, factor), kind, comes, goes=goes))[:-1]
     ways = [forth, *([step, *steps(proposed(step, "cancel"))[:-1]] for step in forth)]
