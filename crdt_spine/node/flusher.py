@@ -11,18 +11,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
+from crdt_spine.node.flush_share import FlushShare
 from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
 from crdt_spine.storage.records import RecordStore
 
 log = logging.getLogger(__name__)
 
 FLUSH_FROM = 0.5  # of the memory for what is not in the tables yet
+HURRY_FROM = 0.75  # of it: what a flush holds is not counted, so that is the next one's
 BUSY_OPERATIONS = 50  # since the last check: agents come first
 FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
 TEXT_RECORDS = 1_000  # in one transaction of the text index
@@ -53,6 +55,7 @@ class Flusher:
         self.text_backlog = 0
         self._thread = ThreadPoolExecutor(1, "tables")
         self._one = asyncio.Lock()
+        self._waiting = 0  # who waits for a flush
         self._last = 0.0
 
     async def run(self) -> None:
@@ -66,7 +69,7 @@ class Flusher:
             due = self.store.behind() >= FLUSH_FROM or loop.time() - self._last >= FLUSH_SECONDS
             try:
                 if due and (self.store.dirty or self.store.recent):
-                    await self.flush()
+                    await self._flush(FlushShare(self.operations, self._hurries))
                 elif due:
                     self._last = loop.time()
                 operations, before = self.operations(), operations
@@ -78,8 +81,24 @@ class Flusher:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def flush(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Bring everything dirty into the tables; before that, do what is to be done `first` while no other flush is
-        under way. Raises StorageFull: it is dirty still."""
+        """Bring everything dirty into the tables, now; before that, do what is to be done `first` while no other flush
+        is under way. Raises StorageFull: it is dirty still."""
+        with self._in_a_hurry():
+            await self._flush(None, first)
+
+    def _hurries(self) -> bool:
+        """Is no time to rest? Somebody waits for the tables, or what is written meanwhile has hardly room."""
+        return bool(self._waiting) or self.store.behind() >= HURRY_FROM
+
+    @contextlib.contextmanager
+    def _in_a_hurry(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def _flush(self, share: FlushShare | None, first: Callable[[], Awaitable[None]] | None = None) -> None:
         loop = asyncio.get_running_loop()
         async with self._one:
             if first is not None:
@@ -92,11 +111,12 @@ class Flusher:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.committer.durable(), JOURNAL_SECONDS_MAX)
                 # Shielded: what a thread has begun it ends, and the store must hear of it.
-                writing = loop.run_in_executor(self._thread, self.store.write_flush, flush)
+                writing = loop.run_in_executor(self._thread, self.store.write_flush, flush, share)
                 try:
                     await asyncio.shield(writing)
                 except asyncio.CancelledError:
-                    await asyncio.wait([writing])
+                    with self._in_a_hurry():
+                        await asyncio.wait([writing])
                     written = writing.exception() is None
                     raise
                 written = True
@@ -109,6 +129,10 @@ class Flusher:
     async def note(self, checkpoint: Callable[[Checkpoint], Checkpoint]) -> None:
         """Write a checkpoint that is the tables' own one, changed, and nothing else: quick, however much is dirty.
         Raises StorageFull."""
+        with self._in_a_hurry():
+            await self._note(checkpoint)
+
+    async def _note(self, checkpoint: Callable[[Checkpoint], Checkpoint]) -> None:
         async with self._one:
             changed = checkpoint(self.engine.checkpoint)
             loop = asyncio.get_running_loop()

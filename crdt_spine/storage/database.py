@@ -8,7 +8,7 @@ A connection belongs to one thread at a time; its lock sees to that.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import RLock
@@ -37,6 +37,7 @@ class Database:
         self.path = path
         self.application_id = application_id
         self.lock = RLock()
+        self._rest: Callable[[], None] | None = None
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE if write else apsw.SQLITE_OPEN_READONLY
         try:
             self.connection = apsw.Connection(path, flags=flags)
@@ -125,15 +126,19 @@ class Database:
         step = at_once * width
         before = self.connection.total_changes()
         for start in range(0, len(flat), step):
+            if self._rest is not None:
+                self._rest()
             part = flat[start : start + step]
             self.run(_sql(head, each, tail, len(part) // width), part, once=len(part) < step)
         return self.connection.total_changes() - before
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of the block is committed, or, when it raises, none of it."""
+    def transaction(self, rest: Callable[[], None] | None = None) -> Iterator[None]:
+        """All of the block is committed, or, when it raises, none of it. `rest` is called between the statements of its
+        `run_many`."""
         with self.lock:
             self.run("BEGIN IMMEDIATE")
+            self._rest = rest
             try:
                 yield
                 self.run("COMMIT")
@@ -141,6 +146,8 @@ class Database:
                 if self.connection.in_transaction:
                     self.run("ROLLBACK")
                 raise
+            finally:
+                self._rest = None
 
     @property
     def pages_read(self) -> int:

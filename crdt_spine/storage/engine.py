@@ -131,10 +131,12 @@ class Engine(Protocol):
         ...
 
     def flush(
-        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
-    ) -> None:
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None,
+        rest: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         """Put the records into tables and indexes, remove the ids in `forget`, write the checkpoint, add what was
-        replaced and lost: all or nothing, durable. A row replaces an older one of the same id. Raises StorageFull."""
+        replaced and lost: all or nothing, durable. A row replaces an older one of the same id. `rest` is called between
+        the statements. Raises StorageFull."""
         ...
 
     def wipe(self, partitions: Sequence[int], records_max: int) -> int:

@@ -21,6 +21,7 @@ from crdt_spine.storage.engine import Checkpoint, Engine, Past, Row, Version
 from crdt_spine.storage.recent import Recent, former_of, versions_of
 
 #: What a decoded record weighs besides its text: objects for origins, registers, dicts (measured, rounded up).
+ROWS_AT_ONCE = 256  # of a flush, without a look at whether to rest
 RECORD_OVERHEAD_BYTES = 1_600
 
 UNPLACED = -1
@@ -176,17 +177,24 @@ class RecordStore:
         self.flushing_recent, self.recent = self.recent, Recent()
         return Flush(self.flushing, checkpoint, self.flushing_recent, now)
 
-    def write_flush(self, flush: Flush) -> None:
-        """The blocking part, for a thread of its own. Raises StorageFull: nothing was written."""
+    def write_flush(self, flush: Flush, rest: Callable[[], None] | None = None) -> None:
+        """The blocking part, for a thread of its own; `rest` is called now and then. Raises StorageFull: nothing was
+        written."""
         flush.weight = sum(entry.weight for entry in flush.entries.values())
-        rows = [_row(entry.partition, entry.record) for entry in flush.entries.values() if entry.record is not None]
+        rows: list[Row] = []
+        for number, entry in enumerate(flush.entries.values()):
+            if rest is not None and number % ROWS_AT_ONCE == 0:
+                rest()
+            if entry.record is not None:
+                rows.append(_row(entry.partition, entry.record))
         forget = [id for id, entry in flush.entries.items() if entry.record is None]
         replaced = [
             Version(id, at, former_of(record))
             for id, pairs in flush.recent.replaced.items()
             for record, at in versions_of(pairs)
         ]
-        self.engine.flush(rows, forget, flush.checkpoint, Past(replaced, flush.recent.findings, flush.now))
+        past = Past(replaced, flush.recent.findings, flush.now)
+        self.engine.flush(rows, forget, flush.checkpoint, past, rest)
 
     def end_flush(self, flush: Flush, written: bool) -> None:
         """The flush is in the tables, or it failed and all of it is dirty again."""

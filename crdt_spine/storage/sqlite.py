@@ -139,11 +139,12 @@ class SqliteEngine:
     # -- the tables -------------------------------------------------------------------------------------------------
 
     def flush(
-        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
-    ) -> None:
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None,
+        rest: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         """Records and checkpoint into the tables, ids in `forget` out of them (unless they are in `rows` too), what was
         replaced and lost into the history: all or nothing, durable. Raises StorageFull."""
-        self._tables.flush(rows, forget, checkpoint, past)
+        self._tables.flush(rows, forget, checkpoint, past, rest)
 
     def wipe(self, partitions: Sequence[int], records_max: int) -> int:
         """Drop up to that many records of these partitions; how many those were. Raises StorageFull."""

@@ -16,7 +16,7 @@ Each table is written in its own order, many rows in one statement, so that neig
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain as concatenate
 from typing import Any
 from zlib import crc32
@@ -95,12 +95,13 @@ class Tables:
         self.flushes = self.database.number("SELECT flushes FROM counters")
 
     def flush(
-        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None
-    ) -> None:
+        self, rows: Sequence[Row], forget: Sequence[str], checkpoint: Checkpoint, past: Past | None = None,
+        rest: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         """All of it or nothing, durable. A row replaces an older one of its id, also one that is to be forgotten."""
         latest = {row.id: row for row in rows}
         data = msgspec.msgpack.encode(checkpoint)
-        with self.database.transaction():
+        with self.database.transaction(rest):
             flush = _Flush(self, list(latest.values()), self.flushes + 1)
             flush.forget([id for id in dict.fromkeys(forget) if id not in latest])
             flush.put()
