@@ -567,7 +567,6 @@ class Replication:
             self.counts["sync_records_taken"] += len(page.records)
             repair.records += len(page.records)
             repair.bytes += len(raw)
-            self.counts["sync_bytes_taken"] += len(raw)
             self.counts["sync_operation_bytes_taken"] += len(encode(page.operations)) if page.operations else 0
             self.committer.touch()
             await self.committer.barrier()
