@@ -49,9 +49,9 @@ if (folder / "removed").exists():
     sys.exit(0)
 if (folder / "stubborn").exists():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
 print("connecting to", url)
 print("ready", id)
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
 while True:
     signal.pause()
 """
