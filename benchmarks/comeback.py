@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catchup import AWAY, CALM_SECONDS_MAX, calm, change, load, report
-from benchmarks.offered import lost, machine_load, offered, run
+from benchmarks.offered import lost, machine_load, offered
 from crdt_spine import Spine
+from crdt_spine.cli.opening import run
 from crdt_spine.supervisor import Supervisor
 
 BEFORE_SECONDS = 10.0

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.offered import Offered, lost, machine_load, offered, preloaded, run
+from benchmarks.offered import Offered, lost, machine_load, offered, preloaded
 from crdt_spine import Spine
+from crdt_spine.cli.opening import run
 from crdt_spine.supervisor import Supervisor
 
 VICTIM = "spine-2"

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.offered import lost, machine_load, offered, preloaded, run
+from benchmarks.offered import lost, machine_load, offered, preloaded
 from crdt_spine import Spine
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent
+from crdt_spine.cli.opening import run
 from crdt_spine.core.messages import NodeInfo
 from crdt_spine.reshaping import Aim, follow, propose
 from crdt_spine.supervisor import Supervisor

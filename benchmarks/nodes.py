@@ -19,12 +19,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.offered import machine_load, run
+from benchmarks.offered import machine_load
 from crdt_spine import Spine
 from crdt_spine.bench.cpu import CpuMeter
 from crdt_spine.bench.driver import measure, preload
 from crdt_spine.bench.spine_system import SpineTarget
 from crdt_spine.bench.workload import Workload
+from crdt_spine.cli.opening import run
 from crdt_spine.supervisor import Supervisor
 
 IDLE_SECONDS = 6.0

@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -120,16 +120,6 @@ async def preloaded(spine: Spine, count: int = LOADED) -> list[str]:
 
     await asyncio.gather(*[caller() for _ in range(128)])
     return ids
-
-
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run it on the loop that nodes and commands use."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
 
 
 def machine_load() -> str:

@@ -36,6 +36,7 @@ MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # the embedded broker's max_payload;
 BATCH_OPERATIONS_MAX: Final = 1_024  # operations or changes in one message
 SYNC_PAGE_RECORDS_MAX: Final = 512
 SYNC_PAGE_SECONDS_TARGET: Final = 0.005  # of a node's time that one page takes while agents wait for it meanwhile
+FLUSH_SHARE_MAX: Final = 0.25  # of a processor that bringing records into the tables takes, while agents are busy
 SYNC_SHARE_MAX: Final = 0.25  # of a node's time that pages take, while agents ask for something
 THREAD_ACTORS_MAX: Final = 1_024  # that coordinated a thread's entries in one partition; a node in one incarnation each
 FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a payload

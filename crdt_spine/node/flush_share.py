@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-FLUSH_SHARE: Final = 0.25  # of a processor, while agents are busy
+from crdt_spine.limits import FLUSH_SHARE_MAX
+
 BUSY_OPERATIONS_PER_SECOND: Final = 500  # below that there is enough processor for all
 SLICE_SECONDS: Final = 0.005  # of work between two rests
 
@@ -27,12 +28,11 @@ class FlushShare:
         operations: Callable[[], int],
         hurries: Callable[[], bool],
         *,
-        share: float = FLUSH_SHARE,
+        share: float = FLUSH_SHARE_MAX,
         clock: Callable[[], float] = time.monotonic,
         worked: Callable[[], float] = time.thread_time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.rested = 0.0  # seconds
         self._operations = operations
         self._hurries = hurries
         self._share = share
@@ -50,7 +50,5 @@ class FlushShare:
                 return
             busy = count - served >= BUSY_OPERATIONS_PER_SECOND * (now - then)
             if busy and not self._hurries():
-                pause = spent * (1 / self._share - 1)
-                self.rested += pause
-                self._sleep(pause)
+                self._sleep(spent * (1 / self._share - 1))
         self._since = now, self._worked(), count

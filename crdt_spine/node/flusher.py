@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
-from crdt_spine.node.flush_share import FlushShare
+from crdt_spine.node.flush_share import BUSY_OPERATIONS_PER_SECOND, FlushShare
 from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
 from crdt_spine.storage.records import RecordStore
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_FROM = 0.5  # of the memory for what is not in the tables yet
 HURRY_FROM = 0.75  # of it: what a flush holds is not counted, so that is the next one's
-BUSY_OPERATIONS = 50  # since the last check: agents come first
 FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
 TEXT_RECORDS = 1_000  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
@@ -73,7 +72,7 @@ class Flusher:
                 elif due:
                     self._last = loop.time()
                 operations, before = self.operations(), operations
-                idle = operations - before < BUSY_OPERATIONS
+                idle = operations - before < BUSY_OPERATIONS_PER_SECOND * CHECK_SECONDS
                 if self.text_backlog and (idle or self.text_backlog > TEXT_BACKLOG_MAX):
                     await self._index(20 if self.text_backlog > TEXT_BACKLOG_MAX else 2)
             except StorageFull as error:
@@ -130,13 +129,10 @@ class Flusher:
         """Write a checkpoint that is the tables' own one, changed, and nothing else: quick, however much is dirty.
         Raises StorageFull."""
         with self._in_a_hurry():
-            await self._note(checkpoint)
-
-    async def _note(self, checkpoint: Callable[[Checkpoint], Checkpoint]) -> None:
-        async with self._one:
-            changed = checkpoint(self.engine.checkpoint)
-            loop = asyncio.get_running_loop()
-            await asyncio.shield(loop.run_in_executor(self._thread, self.engine.flush, (), (), changed))
+            async with self._one:
+                changed = checkpoint(self.engine.checkpoint)
+                loop = asyncio.get_running_loop()
+                await asyncio.shield(loop.run_in_executor(self._thread, self.engine.flush, (), (), changed))
 
     async def wipe(self, partitions: Sequence[int], belongs: Callable[[str], bool]) -> None:
         """Drop these partitions from the tables, a few records at a time, and their memories (`belongs`) from the

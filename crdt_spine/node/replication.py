@@ -359,8 +359,8 @@ class Replication:
 
     def meet(self, nodes: Collection[str], unripe: dict[int, frozenset[str]]) -> None:
         """The cluster has these other nodes from now on, and the replica its new peers. `unripe` are replicas that are
-        still to be filled, by partition. Nothing is pulled from who was
-        dropped: its tombstones may be gone everywhere else, while a page of its is on the way."""
+        still to be filled, by partition. Nothing is pulled from who was dropped: its tombstones may be gone everywhere
+        else, while a page of its is on the way."""
         self.nodes, self.unripe = frozenset(nodes), unripe
         self.replica.members = self.nodes
         self.clocks.change_nodes(self.nodes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from crdt_spine.node.flush_share import BUSY_OPERATIONS_PER_SECOND, FLUSH_SHARE, FlushShare
+from crdt_spine.limits import FLUSH_SHARE_MAX
+from crdt_spine.node.flush_share import BUSY_OPERATIONS_PER_SECOND, FlushShare
 
 
 class Machine:
@@ -40,7 +41,7 @@ def flushed(machine: Machine) -> float:
 
 
 def test_while_agents_are_busy_a_flush_takes_its_share() -> None:
-    assert flushed(Machine(10 * BUSY_OPERATIONS_PER_SECOND)) == pytest.approx(1 / FLUSH_SHARE, rel=0.05)
+    assert flushed(Machine(10 * BUSY_OPERATIONS_PER_SECOND)) == pytest.approx(1 / FLUSH_SHARE_MAX, rel=0.05)
 
 
 def test_else_it_takes_what_it_can_get() -> None:

@@ -52,8 +52,9 @@ class Cluster:
         self._watchers: defaultdict[str, list[Callable[..., None]]] = defaultdict(list)
         for checker in self.checkers:
             checker.cluster = self
-            for what in vars(Checker).keys() & vars(type(checker)).keys():
-                self._watchers[what].append(getattr(checker, what))
+            for what, nothing in vars(Checker).items():
+                if not what.startswith("_") and getattr(type(checker), what) is not nothing:
+                    self._watchers[what].append(getattr(checker, what))
         self._incarnations = self._tickets = 0
         self.agents: list[Agent] = []
         self.on_crash: Callable[[Node, str], None] = lambda node, where: None

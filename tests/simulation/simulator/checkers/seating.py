@@ -9,33 +9,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from crdt_spine.core.causality import join
-from simulator.checkers import Checker
+from simulator.disk_vectors import DiskVectors
 
 
-class Seating(Checker):
+class Seating(DiskVectors):
     """Keeps what every disk has, and which writes had their quorum."""
 
     def __init__(self) -> None:
-        self.disks: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+        super().__init__()
         # By partition: dot, whether a majority has it, and which nodes were known to be dead.
         self.promised: defaultdict[int, list[tuple[str, int, bool, set[str]]]] = defaultdict(list)
         self.dead: set[str] = set()
         self.rolled = False
-
-    def persisted(self, node, turn) -> None:  # type: ignore[no-untyped-def]
-        self._grow(node, turn.vectors)
-
-    def checkpointed(self, node, checkpoint) -> None:  # type: ignore[no-untyped-def]
-        self._grow(node, checkpoint.vectors)
-
-    def _grow(self, node, vectors) -> None:  # type: ignore[no-untyped-def]
-        for number, vector in vectors.items():
-            if self.disks[node.name, number] != vector:
-                self.disks[node.name, number] = join(self.disks[node.name, number], vector)
-
-    def dropped(self, node, partition) -> None:  # type: ignore[no-untyped-def]
-        self.disks.pop((node.name, partition), None)
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
         self.rolled = True  # a disk less, whatever the register says
