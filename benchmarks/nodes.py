@@ -73,8 +73,12 @@ def summary(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[name] = round(statistics.median(one[name] for one in mine), 1)
         row["others' cores"] = round(max(one["others' cores"] for one in mine), 2)
         rows.append(row)
+    sizes = len(rows)
+    turns = [{one["nodes"]: one["total"] for one in rounds[i : i + sizes]} for i in range(0, len(rounds), sizes)]
     for row in rows:
-        row["ratio"] = round(row["total"] / rows[0]["total"], 3)
+        ratios = [turn[row["nodes"]] / turn[rows[0]["nodes"]] for turn in turns]
+        row["ratio"] = round(statistics.median(ratios), 3)
+        row["ratios"] = [round(ratio, 2) for ratio in ratios]
     return rows
 
 

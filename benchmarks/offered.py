@@ -31,20 +31,21 @@ DRAIN_SECONDS_MAX = 30.0
 
 
 class Offered:
-    """What was offered so far. `done` has (when it was due, seconds it took) of what succeeded, `failed` when it was
-    due and the error; `acknowledged` are the ids of the writes that were."""
+    """What was offered so far. `done` has (when it was due, seconds it took, was it a write) of what succeeded,
+    `failed` when it was due and the error; `acknowledged` are the ids of the writes that were."""
 
     def __init__(self) -> None:
         self.begun = time.perf_counter()
-        self.done: list[tuple[float, float]] = []
+        self.done: list[tuple[float, float, bool]] = []
         self.failed: list[tuple[float, str]] = []
         self.acknowledged: set[str] = set()
         self.known: list[str] = []  # what reads ask for
 
-    def p99(self, since: float, until: float) -> float | None:
-        """Of what was due in this time, in milliseconds; None of nothing. What failed counts for nothing here."""
-        took = sorted(seconds for due, seconds in self.done if since <= due < until)
-        return round(percentile(took, 99.0) * 1e3, 1) if took else None
+    def p99(self, since: float, until: float, *, writes: bool | None = None, percent: float = 99.0) -> float | None:
+        """Of what was due in this time, in milliseconds; None of nothing. Of `writes` alone, or of reads. What failed
+        counts for nothing here."""
+        took = sorted(seconds for due, seconds, write in self.done if since <= due < until and writes in (None, write))
+        return round(percentile(took, percent) * 1e3, 1) if took else None
 
     def by_second(self, since: float, until: float, moment: float) -> dict[str, float | None]:
         """The p99 of each second, named by its distance from `moment`."""
@@ -87,7 +88,7 @@ async def _offer(spine: Spine, rate: float, write_share: float, load: Offered, s
         except (SpineError, LookupError) as error:
             load.failed.append((due, f"{type(error).__name__}: {error}"[:120]))
         else:
-            load.done.append((due, clock() - due))
+            load.done.append((due, clock() - due, write))
 
     count, owed = 0, 0.5
     while not stop.is_set():

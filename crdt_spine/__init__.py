@@ -5,6 +5,7 @@ from crdt_spine.errors import (
     ConnectionFailed,
     FenceRejected,
     InvalidInput,
+    LeaseLost,
     LockTimeout,
     NotFound,
     QuorumFailed,
@@ -12,7 +13,8 @@ from crdt_spine.errors import (
     StaleToken,
     VersionConflict,
 )
-from crdt_spine.memory import Conflict, Consistency, Memory, Page, Update
+from crdt_spine.locks.client import Lease
+from crdt_spine.memory import Conflict, Consistency, LevelInForce, Memory, Page, Update
 from crdt_spine.spine import Spine
 
 __version__ = "0.1.0"
@@ -24,6 +26,9 @@ __all__ = [
     "Consistency",
     "FenceRejected",
     "InvalidInput",
+    "Lease",
+    "LeaseLost",
+    "LevelInForce",
     "LockTimeout",
     "Memory",
     "NotFound",

@@ -18,6 +18,7 @@ from crdt_spine.core.messages import (
     EditDocument,
     Get,
     GetDocument,
+    Level,
     Operation,
     Query,
     Result,
@@ -37,13 +38,23 @@ class Moved(SpineError):
     """What was asked of these nodes lies elsewhere now: it is to be planned anew. No caller of Spine sees it."""
 
 
+class Demanded(SpineError):
+    """The memory's tags demand a stricter level than this was asked at; nothing was done. `tag` is empty where that is
+    the default, which is stricter than what the tags demanded before. No caller of Spine sees it."""
+
+    def __init__(self, level: Level, tag: str) -> None:
+        super().__init__(f"the memory demands {level}")
+        self.level = level
+        self.tag = tag
+
+
 class Call:
     """One operation under way."""
 
     __slots__ = (
         "asked", "attempts", "candidates", "deadline", "fixed", "future", "hedge", "hedge_request", "hedged_at", "kind",
         "layout", "node", "numbers", "open_attempts", "operation", "problem", "ready_at", "request", "retry", "seconds",
-        "sent_at", "token", "tried", "until", "use_token",
+        "sent_at", "strong", "token", "tried", "until", "use_token",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +66,9 @@ class Call:
         self.layout = layout  # by which the candidates are those of the partitions; None: they are meant themselves
         self.fixed = layout is None
         self.kind = OTHER if layout is None else _KINDS.get(type(operation), OTHER)
+        self.strong = not self.fixed and isinstance(operation, Get | Store | Edit | Delete) and operation.strong
+        if self.strong and self.kind == READ:
+            self.kind = OTHER  # the primary answers it, and nobody else could meanwhile
         self.numbers = numbers  # partitions whose token the answer must have reached
         self.use_token = use_token
         self.token = token  # instead of the session's; such a call travels alone
@@ -76,6 +90,10 @@ class Call:
         self.retry = False
         self.problem: Result | None = None
 
+    def is_elsewhere_too(self, node: str) -> bool:
+        """Is this a write that a node other than this one may have taken? Then this one's refusal does not end it."""
+        return self.kind == WRITE and self.open_attempts > (self.node == node)
+
     def drop_hedge(self) -> None:
         """The other node has no answer either."""
         self.asked = (*self.asked, self.hedge)
@@ -90,6 +108,8 @@ class Call:
 
 def error_of(result: Result) -> SpineError:
     """The error that an answer names."""
+    if result.error == "Level" and result.level is not None:
+        return Demanded(result.level, result.because)
     message = result.message or f"the operation failed: {result.error}"
     if result.error == "QuorumFailed":
         return QuorumFailed(
@@ -110,7 +130,7 @@ def too_late(call: Call, *, connected: bool, address: str, write_quorum: int) ->
         return StaleToken(f"no replica reached the session's token within {seconds:g} s{said}")
     if write is not None and (call.open_attempts or (said and connected)):
         outcome: Outcome = "unknown" if call.open_attempts else "not applied"
-        needed = min(write.acks or write_quorum, len(call.candidates))
+        needed = len(call.candidates) // 2 + 1 if call.strong else min(write.acks or write_quorum, len(call.candidates))
         acks = call.problem.acks_seen if call.problem is not None else 0
         missing = (call.problem.missing if call.problem is not None else ()) or tuple(call.candidates)
         message = (
@@ -118,6 +138,10 @@ def too_late(call: Call, *, connected: bool, address: str, write_quorum: int) ->
             f"are known to have it, {', '.join(missing)} are not{said}"
         )
         return QuorumFailed(message, outcome=outcome, acks=acks, needed=needed, missing=missing)
+    if call.strong and write is None and connected:
+        message = f"the strong read was not confirmed within {seconds:g} s{said}"
+        needed = len(call.candidates) // 2 + 1
+        return QuorumFailed(message, outcome="not applied", needed=needed, missing=tuple(call.candidates))
     if call.problem is not None and call.problem.acks_needed and connected:  # too few for a read
         return error_of(msgspec.structs.replace(call.problem, error="QuorumFailed"))
     reason = "no replica answered" if connected else "the broker is not connected"

@@ -25,6 +25,8 @@ from crdt_spine.limits import (
     CACHE_BYTES_MAX,
     CLOCK_DRIFT_MILLISECONDS_MAX,
     CONFIG_BYTES_MAX,
+    LEASE_SECONDS,
+    LEASE_SECONDS_ALLOWED,
     LEASE_SECONDS_MAX,
     PARTITIONS_MAX,
     REPLICA_RETIREMENT_SECONDS,
@@ -62,7 +64,7 @@ class ReplicationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverrideConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Reserved: a memory with one of these tags is to be written and read at this level."""
+    """A memory with one of these tags is written and read at this level, unless a call names one (core/levels.py)."""
 
     tags: tuple[str, ...]
     model: Level
@@ -91,15 +93,17 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocksConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease of a lock whose holder names none (reserved: there are no locks yet), and how many brokers keep leases,
-    and who belongs to the cluster."""
+    """The lease of a lock whose holder names none, the longest that one may name, and how many brokers keep who belongs
+    to the cluster (`spine locks --replicas`: leases)."""
 
-    ttl_seconds: float = 30.0
+    ttl_seconds: float = LEASE_SECONDS
+    ttl_seconds_max: float = LEASE_SECONDS_ALLOWED
     replicas: int = 1
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Reserved: where traces go (an OTLP endpoint; None: nowhere), and the share of operations that are traced."""
+    """Checked, and without effect until there are traces: where they go (an OTLP endpoint; None: nowhere), and the share
+    of operations that are traced."""
 
     endpoint: str | None = None
     sample_ratio: float = 0.01
@@ -184,6 +188,8 @@ def hints(config: ClusterConfig) -> list[str]:
         found.append(f"write_quorum {write} is the factor: while a node is away, nothing is written to its partitions")
     if placement != "hash":
         found.append(f"placement {placement}: a busy {placement} makes a busy partition; see docs/placement.md")
+    if config.telemetry != TelemetryConfig():
+        found.append("telemetry is checked and has no effect: nodes send no traces yet")
     return found
 
 
@@ -337,7 +343,12 @@ def _locks(cluster: Section) -> LocksConfig:
     replicas = section.whole("replicas", 1, 5, 1)
     if section.sound("replicas") and replicas % 2 == 0:
         section.problem("replicas", "must be 1, 3 or 5: an even number survives no more failures than one less")
-    return LocksConfig(ttl_seconds=section.number("ttl_seconds", 1, LEASE_SECONDS_MAX, 30.0), replicas=replicas)
+    ttl = section.number("ttl_seconds", 1, LEASE_SECONDS_MAX, LEASE_SECONDS)
+    implied = max(LEASE_SECONDS_ALLOWED, ttl)
+    most = section.number("ttl_seconds_max", 1, LEASE_SECONDS_MAX, implied)
+    if section.sound("ttl_seconds", "ttl_seconds_max") and most < ttl:
+        section.problem("ttl_seconds_max", f"must not be less than ttl_seconds, {ttl:g}")
+    return LocksConfig(ttl_seconds=ttl, ttl_seconds_max=most, replicas=replicas)
 
 
 def _telemetry(cluster: Section) -> TelemetryConfig:

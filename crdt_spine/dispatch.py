@@ -37,6 +37,7 @@ SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long 
 SUSPECT_SILENT_SECONDS = 0.3  # if others say so, too, or have answered in its place
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
 BACK_OFF_SECONDS = 0.05  # before an operation that was turned away is tried again; doubling ...
+HOPS_MAX = 3  # from one node to another one that it names, without a pause: they may not agree yet
 BACK_OFF_SECONDS_MAX = 1.0  # ... up to here: thousands of them must not keep an overloaded node busy
 
 _decode = msgspec.json.Decoder(Response).decode
@@ -65,6 +66,7 @@ class Dispatch:
         self._counts = counts
         self._outbox: list[Call] = []
         self._later: list[Call] = []
+        self._primaries: dict[int, str] = {}  # who does the strong operations of a partition, as far as was heard
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -123,7 +125,9 @@ class Dispatch:
                 reads += 1
             if call.layout is not layout and not self._located(call):
                 continue
-            if well and not call.tried:
+            if call.strong:
+                call.node = self._primary(call)
+            elif well and not call.tried:
                 call.node = call.candidates[0]
             else:
                 call.node = routing.choose(call.candidates, call.tried, reads=call.kind <= QUERY)
@@ -133,6 +137,32 @@ class Dispatch:
         for (node, retry, _), calls in by_node.items():
             for start in range(0, len(calls), BATCH_OPERATIONS_MAX):
                 self._requests.send(node, retry, calls[start : start + BATCH_OPERATIONS_MAX])
+
+    def _primary(self, call: Call) -> str:
+        """Whom to ask for a strong operation: the partition's primary, as far as that is known and well."""
+        (number,) = call.numbers
+        known = self._primaries.get(number, "")
+        if known in call.candidates and known not in call.tried and self._health.well(known, reads=False):
+            return known
+        return self._whereabouts.routing.choose(call.candidates, call.tried, reads=False)
+
+    def _to_primary(self, call: Call, node: str, result: Result) -> None:
+        """This node is not the primary. Whoever it names is, if that is well; else this one will be, once it has seen
+        that nobody is there."""
+        call.problem = result
+        if result.outcome != "unknown":
+            call.open_attempts -= 1
+        if call.node != node:
+            return  # an answer from where it was before
+        (number,) = call.numbers
+        named = result.primary
+        goes = named != node and named in call.candidates and self._health.well(named, reads=False)
+        self._primaries[number] = named if goes else node
+        call.retry, call.node, call.tried = call.open_attempts > 0, "", ()
+        if goes and call.attempts < HOPS_MAX:
+            self.post(call)
+        else:
+            self._wait(call)
 
     def _located(self, call: Call) -> bool:
         """Where it goes by the layout of now. False: nowhere, as a whole; who has it planned hears of it."""
@@ -201,9 +231,20 @@ class Dispatch:
                 if expected and result.i in expected:
                     self._pings.came(node, result, now)
                 continue
-            if result.error in _ELSEWHERE:
+            if result.error in _ELSEWHERE or (result.error == "StaleToken" and call.is_elsewhere_too(node)):
                 self._elsewhere(call, node, result)
                 continue
+            if result.gone:
+                self._let_go(call, result.gone)
+            if result.error == "Elsewhere" and call.strong:
+                self._to_primary(call, node, result)
+                continue
+            if call.strong and call.node != node and (result.error or result.existed is False):
+                continue  # where it was before refused it; where it is now, it may be done meanwhile
+            if call.strong and result.error == "QuorumFailed":  # another one may reach more the next time
+                (number,) = call.numbers
+                others = [other for other in call.candidates if other != node and other not in result.missing]
+                self._primaries[number] = others[0] if others else node
             if call.node == node:
                 if call.sent_at != measured:  # once a request
                     measured = call.sent_at
@@ -213,6 +254,15 @@ class Dispatch:
                 for other in self._hedging.won(call, now):
                     self._again(other)
             call.future.set_result(result)
+
+    def _let_go(self, call: Call, gone: Vectors) -> None:
+        """No replica will ever have this of the session's token: who waits for it is told so, and the session goes on
+        without it. What a call was given as its own token is not the session's."""
+        if call.token is None:
+            for number, vector in gone.items():
+                for actor, n in vector.items():
+                    if self._vectors.get(number, {}).get(actor, 0) > n:
+                        self._vectors[number] = {**self._vectors[number], actor: n}
 
     def _elsewhere(self, call: Call, node: str, result: Result) -> None:
         """This node can't, not now: the next one, after a breath if there is none or it has too much to do."""

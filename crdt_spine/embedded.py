@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from crdt_spine.core.messages import Hello, NodeInfo
+import msgspec
+
+from crdt_spine.core.messages import Hello, Level, NodeInfo
 from crdt_spine.errors import ConfigError
+from crdt_spine.locks.service import LockService
 from crdt_spine.node.node import Node
 from crdt_spine.session import Session
 from crdt_spine.storage.engine import StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
-from crdt_spine.transport.local import LocalTransport
+from crdt_spine.transport.local import LocalLeases, LocalTransport
 
 _HELLO = Hello(
     cluster="embedded",
@@ -25,8 +29,16 @@ _HELLO = Hello(
 )
 
 
-async def open_session(path: str | Path, agent: str) -> tuple[Session, Callable[[], Awaitable[None]]]:
-    """The session with a node of its own on this file, and how to close both. Raises ConfigError."""
+async def _alone() -> frozenset[str]:
+    return frozenset({_HELLO.node})
+
+
+async def open_session(
+    path: str | Path, agent: str, overrides: Mapping[str, Level] | None = None
+) -> tuple[Session, Callable[[], Awaitable[None]]]:
+    """The session with a node of its own on this file, and how to close both. `overrides`: the levels that tags demand.
+    Raises ConfigError."""
+    hello = msgspec.structs.replace(_HELLO, overrides=[((tag,), level) for tag, level in (overrides or {}).items()])
     try:
         engine = SqliteEngine.open(path)
     except StorageUnusable as error:
@@ -34,17 +46,21 @@ async def open_session(path: str | Path, agent: str) -> tuple[Session, Callable[
     except OSError as error:  # a name that the file system does not take, say
         raise ConfigError(f"{path} can't be used: {error.strerror}; choose another path") from error
     transport = LocalTransport()
-    node = Node("embedded", _HELLO, engine, transport)
+    locks = LockService(transport, hello.cluster, LocalLeases(time.monotonic), _alone)
+    node = Node("embedded", hello, engine, transport)
     try:
         await node.start()
+        await locks.start(lazily=True)
         session = await Session.discover(transport, agent)
     except BaseException:
+        await locks.stop()
         await node.stop()
         await transport.close()
         raise
 
     async def closing() -> None:
         await session.close()
+        await locks.stop()
         await node.stop()
         await transport.close()
 

@@ -64,3 +64,7 @@ class LockTimeout(SpineError, TimeoutError):
 
 class FenceRejected(SpineError):
     """A later lease of this lock has been seen: the write was refused."""
+
+
+class LeaseLost(FenceRejected):
+    """The lease is over, by its holder's own reckoning or the lock service's word: nothing was sent under it."""

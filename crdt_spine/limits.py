@@ -30,14 +30,27 @@ TOKEN_BYTES_MAX: Final = 1024 * 1024  # a token, version or cursor; a thousand p
 PATH_BYTES_MAX: Final = 4 * 1024  # of a file; PATH_MAX of the usual systems
 RELEVANCE_RESULTS_MAX: Final = 1_000  # how deep one can page by relevance: its cursor names what was shown
 
+# -- locks -------------------------------------------------------------------------------------------------------
+LOCK_NAME_BYTES_MAX: Final = 128  # as base64 it is a part of a subject
+LEASE_SECONDS: Final = 30.0  # of a lease whose holder names none, unless the cluster does
+LEASE_SECONDS_ALLOWED: Final = 3_600.0  # at most, unless the cluster says otherwise
+LEASE_SECONDS_MIN: Final = 1.0  # a broker's clock for messages that end counts whole seconds
+FENCES_MAX: Final = 10_000  # locks whose newest token a node remembers one by one; 60 bytes each in every flush
+LOCK_REQUESTS_MAX: Final = 10_000  # under way in one instance of the lock service
+LOCKS_LISTED_MAX: Final = 1_000  # in one answer
+LOCK_MESSAGES_MAX: Final = 200_000  # leases and waiters that the brokers keep; above, nobody new is taken
+
 # -- messages ----------------------------------------------------------------------------------------------------
 BATCH_BYTES_TARGET: Final = 256 * 1024  # a batch is closed once it is this large
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # the embedded broker's max_payload; 256 KiB of \u0001 is 1.5 MiB of JSON
 BATCH_OPERATIONS_MAX: Final = 1_024  # operations or changes in one message
 SYNC_PAGE_RECORDS_MAX: Final = 512
 SYNC_PAGE_SECONDS_TARGET: Final = 0.005  # of a node's time that one page takes while agents wait for it meanwhile
-FLUSH_SHARE_MAX: Final = 0.25  # of a processor that bringing records into the tables takes, while agents are busy
-SYNC_SHARE_MAX: Final = 0.25  # of a node's time that pages take, while agents ask for something
+FLUSH_SHARE_MAX: Final = 0.25  # of a processor that bringing records into the tables takes, while agents are busy ...
+FLUSH_SHARE_ASIDE_MAX: Final = 0.5  # ... or only the other nodes' agents are, maybe on the same machine
+SYNC_SHARE_MAX: Final = 0.25  # of a processor that the pages which a node gives take, while agents ask it for something
+TAKING_SHARE_MAX: Final = 0.5  # ... and those that it takes
+CATCH_UP_SHARE_MAX: Final = 0.75  # ... and the whole process of a node that takes some, while agents ask others
 THREAD_ACTORS_MAX: Final = 1_024  # that coordinated a thread's entries in one partition; a node in one incarnation each
 FRAMING_BYTES_MAX: Final = 16 * 1024  # subject, headers and envelope around a payload
 
@@ -54,6 +67,8 @@ TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata 
 CHANGED_PAGES_REMEMBERED_MAX: Final = 8  # repairs under way at once that need not look at the index for every page
 CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
 OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that a retry is not applied twice
+STRONG_OPERATIONS_MAX: Final = 20_000  # strong operations that a node has taken and not answered yet
+STRONG_REMEMBERED_MAX: Final = 20_000  # memories of a partition that its primary knows to be sealed; others again
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing
 REQUESTS_WAITING_MAX: Final = 20_000  # operations a node has taken and not yet answered
 STRAYS_AT_ONCE_MAX: Final = 16  # partitions in a message about strays; at most 11 KiB each
@@ -78,6 +93,9 @@ PAST_PAGE_BYTES_MAX: Final = 512 * 1024  # of either, in one message
 
 # -- a session's memory ------------------------------------------------------------------------------------------
 SESSION_OPERATIONS_MAX: Final = 10_000  # operations under way; further calls wait
+TOKEN_SECRET_BYTES_MIN: Final = 16  # what signs tokens; a shorter one could be guessed
+TOKEN_SECRET_BYTES_MAX: Final = 1024
+LEVELS_REMEMBERED_MAX: Final = 10_000  # memories whose tags demand a level, of a cluster with overrides; 3 MiB
 THREADS_REMEMBERED_MAX: Final = 1_000  # whose clocks are kept; of the others, the newest own entry is read again
 THREAD_ENTRIES_REMEMBERED_MAX: Final = 10_000  # of a Thread, by id for relation(); more where one read had more
 FEED_UPDATES_BUFFERED_MAX: Final = 1_000  # updates sent ahead of a subscriber
@@ -105,6 +123,10 @@ ANNOUNCE_SECONDS: Final = 1.0  # how often a replica says its vectors (DESIGN ru
 PEER_SILENT_SECONDS_MAX: Final = 3.5  # a peer that has not announced for this long counts as away
 REPAIR_GRACE_SECONDS: Final = 0.3  # a gap younger than this is probably still on its way
 CLOCK_DRIFT_MILLISECONDS_MAX: Final = 500
+STRONG_SECONDS_MAX: Final = 1.0  # a strong operation waits so long for a majority before it has written anything ...
+STRONG_WRITTEN_SECONDS_MAX: Final = 3.0  # ... and so long once it has: from then on it may have been done
+STRONG_OPERATIONS_REMEMBERED_MAX: Final = 64  # of one memory, in it: more than are under way there at once ...
+STRONG_OPERATIONS_REMEMBERED_SECONDS: Final = 60.0  # ... and for as long: retries come within a call's timeout
 
 # -- gossip ------------------------------------------------------------------------------------------------------
 GOSSIP_SECONDS: Final = 0.5  # how often a node asks one other: below 10 messages a second, sent and taken

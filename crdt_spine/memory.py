@@ -39,6 +39,17 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
 
 
+class LevelInForce(msgspec.Struct, frozen=True):
+    """At which level one call was done: `operation` is "get", "store", "update", "delete", "query" or "thread", `id`
+    the memory's or the thread's. `because`: "call" (its own `consistency=`), "override:<tag>" (of cluster.yaml),
+    "spine" (the spine's `consistency=`), "default" (the cluster's), "if_version" or "fence"."""
+
+    operation: str
+    id: str | None
+    level: Consistency
+    because: str
+
+
 class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     """A value that was lost to a concurrent write: neither agent had seen what the other one wrote.
 

@@ -27,6 +27,7 @@ from crdt_spine.core.causality import join_into
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Hello, Operation, Query, Reach, Result, Vectors
 from crdt_spine.core.subjects import Subjects
+from crdt_spine.core.token import token_text, token_vectors
 from crdt_spine.discovery import discover
 from crdt_spine.dispatch import Dispatch
 from crdt_spine.errors import ConnectionFailed
@@ -50,6 +51,7 @@ class Session:
         self.agent = agent
         self.id = secrets.token_hex(5)
         self.timeout = OPERATION_SECONDS_MAX
+        self.token_secret = b""  # with which tokens are signed; empty: they are not
         self.vectors: Vectors = {}
         self.strays: Vectors = {}  # of those, what established the strays that were shown (core/strays.py)
         self.counts: Counter[str] = Counter(hedges=0, hedges_won=0, moved_away=0)
@@ -120,10 +122,12 @@ class Session:
         """A new operation's number."""
         return next(self._numbers)
 
-    def on_memory(self, operation: Operation, id: str, *, use_token: bool = True) -> Coroutine[Any, Any, Result]:
+    def on_memory(
+        self, operation: Operation, id: str, *, use_token: bool = True, timeout: float | None = None
+    ) -> Coroutine[Any, Any, Result]:  # fmt: skip
         """An operation on one memory, at one of its replicas. Raises what the operation's answer says."""
         number = self.layout.partition_of(id)
-        return self._run(operation, self.routing.replicas[number], (number,), use_token, None, None, self.layout)
+        return self._run(operation, self.routing.replicas[number], (number,), use_token, None, timeout, self.layout)
 
     async def query(
         self, query: Query, *, use_token: bool = True, token: Vectors | None = None, timeout: float | None = None,
@@ -252,6 +256,15 @@ class Session:
         await self.whereabouts.renewed()
 
     # -- tokens -----------------------------------------------------------------------------------------------------
+
+    def token_text(self, vectors: Vectors) -> str:
+        """These vectors as a token."""
+        return token_text(self.hello.cluster, self.hello.region, vectors, self.token_secret)
+
+    def token_vectors(self, text: str) -> Vectors:
+        """The vectors of a token. Raises InvalidInput, StaleToken."""
+        hello = self.hello
+        return token_vectors(text, hello.cluster, hello.region, hello.partitions, self.token_secret)
 
     def see(self, vectors: Vectors, strays: Vectors | None = None) -> None:
         """From now on, read at least this. `strays`: of it, what established strays; None: any of it may have."""

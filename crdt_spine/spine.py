@@ -15,21 +15,24 @@ import os
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from crdt_spine import homing, past, validation
+from crdt_spine import homing, levels, past, validation
 from crdt_spine.core.clock import at_milliseconds
-from crdt_spine.core.messages import Delete, Edit, Get, Query, Status, Store, Vector
+from crdt_spine.core.lock_messages import LockState
+from crdt_spine.core.messages import Delete, Edit, Get, Query, Status, Store, Vector, Vectors
 from crdt_spine.core.placement import generated_id, placement_hash
 from crdt_spine.core.selection import Selection
-from crdt_spine.core.token import Cursor, cursor_of, token_text, token_vectors
+from crdt_spine.core.token import Cursor, cursor_of
 from crdt_spine.document import Documents, Editing
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
+from crdt_spine.levels import Levels
 from crdt_spine.limits import (
     CONNECT_SECONDS_MAX,
     ID_BYTES_MAX,
@@ -39,7 +42,8 @@ from crdt_spine.limits import (
     THREAD_BYTES_MAX,
     TOKEN_BYTES_MAX,
 )
-from crdt_spine.memory import Conflict, Consistency, Memory, Page
+from crdt_spine.locks.client import Lease, LockClient, Locking, fence_of
+from crdt_spine.memory import Conflict, Consistency, LevelInForce, Memory, Page
 from crdt_spine.paging import Order, page_of
 from crdt_spine.report import cluster_report
 from crdt_spine.session import Session
@@ -51,6 +55,8 @@ from crdt_spine.written import stored_memory
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
 _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest", "relevance")
+
+AnyWrite = TypeVar("AnyWrite", Store, Edit, Delete)
 
 
 class Spine:
@@ -66,22 +72,29 @@ class Spine:
         self._closing: Callable[[], Awaitable[None]] | None = None
         self._documents = Documents()
         self._contexts = Contexts()
+        self._locks: tuple[Session, LockClient] | None = None
+        self._leveled: tuple[Session, Levels] | None = None
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, path: str | Path, *, agent: str, consistency: Consistency | str | None = None,
-             token: str | None = None) -> Spine:  # fmt: skip
+             token: str | None = None, token_secret: str | bytes | None = None,
+             overrides: Mapping[str, Consistency | str] | None = None) -> Spine:  # fmt: skip
         """One embedded node in this process, without a broker; `path` is its file, ":memory:" keeps nothing.
+        `overrides` maps tags to the levels that they demand, as cluster.yaml does for a cluster.
 
         Raises InvalidInput at once; ConfigError on entering where the file can't be used or is in use.
         """
         name, file = validation.agent(agent), validation.path(path)
+        demanded, secret = validation.overrides(overrides), validation.token_secret(token_secret)
 
         async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
             from crdt_spine.embedded import open_session  # an agent of a cluster needs no storage engine
 
-            return await open_session(file, name)
+            session, closing = await open_session(file, name, demanded)
+            session.token_secret = secret
+            return session, closing
 
         return cls(name, opening, validation.consistency(consistency), validation.token(token))
 
@@ -89,17 +102,21 @@ class Spine:
     def connect(
         cls, url: str, *, agent: str, consistency: Consistency | str | None = None, token: str | None = None,
         zone: str | None = None, cluster: str | None = None, timeout: float = OPERATION_SECONDS_MAX,
+        token_secret: str | bytes | None = None,
     ) -> Spine:  # fmt: skip
         """A cluster behind a NATS broker. `cluster` names it where the broker carries several; `timeout` is each
-        call's, in seconds, retries included.
+        call's, in seconds, retries included. `token_secret` (or SPINE_TOKEN_SECRET) signs the tokens that this spine
+        gives, and only tokens signed with it are taken: all agents of a cluster have the same one, or none has.
 
-        Raises InvalidInput at once; on entering ConnectionFailed within 5 s where no broker or no node answers.
+        Raises InvalidInput at once; on entering ConnectionFailed within 5 s where no broker or no node answers, and
+        StaleToken where the token is another cluster's.
         """
         check_url(url)
         name = validation.agent(agent)
         seconds = validation.seconds("timeout", timeout)
         cluster = validation.optional("cluster", cluster, ID_BYTES_MAX)
         zone = validation.optional("zone", zone, ID_BYTES_MAX)
+        secret = validation.token_secret(token_secret)
 
         async def opening() -> tuple[Session, Callable[[], Awaitable[None]]]:
             loop = asyncio.get_running_loop()
@@ -111,7 +128,7 @@ class Spine:
             except BaseException:
                 await transport.close()
                 raise
-            session.timeout = seconds
+            session.timeout, session.token_secret = seconds, secret
 
             async def closing() -> None:
                 await session.close()
@@ -129,7 +146,7 @@ class Spine:
         if self._token is not None:
             try:
                 self._session.see(self._vectors(self._token))
-            except InvalidInput:
+            except (InvalidInput, StaleToken):
                 await self.close()
                 raise
         return self
@@ -151,6 +168,7 @@ class Spine:
         other = Spine(validation.agent(agent), self._opening, self._consistency, None)
         other._session = self._live
         other._contexts = self._contexts
+        other._leveled = self._live, self._levels
         return other
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -159,16 +177,18 @@ class Spine:
         self, content: str, *, id: str | None = None, tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None, thread: str | None = None, importance: float = 0.5,
         ttl: float | None = None, created_at: datetime | None = None, consistency: Consistency | str | None = None,
+        fence: Lease | None = None,
     ) -> Memory:  # fmt: skip
         """Store a memory; an id that exists is replaced whole. `ttl` in seconds.
 
-        `created_at` is for memories that are older than their storing (an import). Raises InvalidInput, QuorumFailed,
-        ConnectionFailed.
+        `created_at` is for memories that are older than their storing (an import). `fence`: a lock that is held; the
+        memory is not stored once somebody else has acquired it. Raises InvalidInput, QuorumFailed, ConnectionFailed,
+        FenceRejected.
         """
         session = self._live
-        operation = self._store(session, content, id, tags, metadata, thread, importance, ttl, created_at, consistency)
-        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
-        return stored_memory(operation, result, self.agent)
+        level = self._chosen(consistency)
+        operation = self._store(session, content, id, tags, metadata, thread, importance, ttl, created_at)
+        return await self._stored(self._fenced(operation, fence), level)
 
     async def store_many(self, memories: Iterable[Mapping[str, Any]]) -> list[Memory]:
         """Store many at once: mappings with the arguments of `store`; the memories, in order.
@@ -178,7 +198,7 @@ class Spine:
         session = self._live
         if isinstance(memories, str | bytes | Mapping) or not isinstance(memories, Iterable):
             raise InvalidInput(f"memories must be a list of mappings, not {type(memories).__name__}")
-        operations = []
+        operations: list[tuple[Store, Consistency | None]] = []
         for index, one in enumerate(memories):
             if not isinstance(one, Mapping):
                 raise InvalidInput(f"memory {index}: must be a mapping, not {type(one).__name__}")
@@ -189,34 +209,31 @@ class Spine:
             if "content" not in one:
                 raise InvalidInput(f"memory {index}: content is missing")
             try:
-                operations.append(
-                    self._store(
-                        session, one["content"], one.get("id"), one.get("tags", ()), one.get("metadata"),
-                        one.get("thread"), one.get("importance", 0.5), one.get("ttl"), one.get("created_at"),
-                        one.get("consistency"),
-                    )
+                operation = self._store(
+                    session, one["content"], one.get("id"), one.get("tags", ()), one.get("metadata"),
+                    one.get("thread"), one.get("importance", 0.5), one.get("ttl"), one.get("created_at"),
                 )  # fmt: skip
+                operations.append((operation, self._chosen(one.get("consistency"))))
             except InvalidInput as error:
                 raise InvalidInput(f"memory {index}: {error}") from None
-        results = await asyncio.gather(
-            *[session.on_memory(operation, operation.id, use_token=operation.acks != 1) for operation in operations],
-            return_exceptions=True,
-        )
         stored = []
-        for operation, result in zip(operations, results, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            stored.append(stored_memory(operation, result, self.agent))
+        for memory in await asyncio.gather(
+            *[self._stored(operation, level) for operation, level in operations], return_exceptions=True
+        ):
+            if isinstance(memory, BaseException):
+                raise memory
+            stored.append(memory)
         return stored
 
     async def update(
         self, id: str, *, content: str | EllipsisType = ..., importance: float | EllipsisType = ...,
         ttl: float | EllipsisType | None = ..., metadata: Mapping[str, Any] | None = None,
         add_tags: Iterable[str] = (), remove_tags: Iterable[str] = (), if_version: str | None = None,
-        consistency: Consistency | str | None = None,
+        consistency: Consistency | str | None = None, fence: Lease | None = None,
     ) -> Memory:  # fmt: skip
         """Change parts of a memory; what is not named stays. `metadata`: keys to set, None removes one; `ttl` None:
-        for ever. Raises NotFound, VersionConflict, InvalidInput, QuorumFailed, ConnectionFailed."""
+        for ever; `fence` as in `store`. Raises NotFound, VersionConflict, InvalidInput, QuorumFailed, ConnectionFailed,
+        FenceRejected."""
         session = self._live
         expires: int | msgspec.UnsetType | None = msgspec.UNSET
         if ttl is not ...:
@@ -232,21 +249,24 @@ class Spine:
             add=validation.tags("add_tags", add_tags),
             remove=validation.tags("remove_tags", remove_tags),
             if_version=validation.optional("if_version", if_version, TOKEN_BYTES_MAX),
-            acks=self._acks(consistency),
             agent=self._other_agent(session),
         )
         if both := set(operation.add) & set(operation.remove):
             raise InvalidInput(f"tag {min(both)!r} is both in add_tags and in remove_tags")
-        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
-        return _decode_memory(result.memory)
+        result = await self._levels.perform(self._fenced(operation, fence), self._chosen(consistency))
+        memory = _decode_memory(result.memory)
+        self._levels.learn(memory.id, memory.tags)
+        return memory
 
-    async def delete(self, id: str, *, consistency: Consistency | str | None = None) -> bool:
-        """Delete a memory; was there one? Raises InvalidInput, QuorumFailed, ConnectionFailed."""
+    async def delete(
+        self, id: str, *, consistency: Consistency | str | None = None, fence: Lease | None = None
+    ) -> bool:  # fmt: skip
+        """Delete a memory; was there one? `fence` as in `store`. Raises InvalidInput, QuorumFailed, ConnectionFailed,
+        FenceRejected."""
         session = self._live
-        operation = Delete(
-            i=session.number(), id=validation.id(id), acks=self._acks(consistency), agent=self._other_agent(session)
-        )
-        result = await session.on_memory(operation, operation.id, use_token=operation.acks != 1)
+        operation = Delete(i=session.number(), id=validation.id(id), agent=self._other_agent(session))
+        result = await self._levels.perform(self._fenced(operation, fence), self._chosen(consistency))
+        self._levels.learn(operation.id, ())
         return bool(result.existed)
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -254,12 +274,11 @@ class Spine:
     async def get(self, id: str, *, consistency: Consistency | str | None = None) -> Memory | None:
         """The memory, or None. Raises InvalidInput, StaleToken, ConnectionFailed, and QuorumFailed where the cluster's
         read quorum is more than one replica and fewer answered."""
-        session = self._live
-        use_token = self._with_token(consistency)
-        reads = 1 if session.hello.read_quorum > 1 and not use_token else None
-        operation = Get(i=session.number(), id=validation.id(id), reads=reads)
-        result = await session.on_memory(operation, operation.id, use_token=use_token)
-        return _decode_memory(result.memory) if result.memory else None
+        operation = Get(i=self._live.number(), id=validation.id(id))
+        result = await self._levels.perform(operation, self._chosen(consistency))
+        memory = _decode_memory(result.memory) if result.memory else None
+        self._levels.learn(operation.id, () if memory is None else memory.tags)
+        return memory
 
     async def query(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), not_tags: Iterable[str] = (),
@@ -296,12 +315,16 @@ class Spine:
         wanted = validation.limit(limit)
         which = _query_number(selection, order, words)
         place = Cursor(which, None, ()) if cursor is None else cursor_of(cursor, which)
-        use_token = self._with_token(consistency)
+        level, because = self._levels.of(self._chosen(consistency))
+        use_token = level != "eventual"
 
         query = Query(
-            i=0, selection=selection, order=order, limit=wanted, text=words, after=place.after, shown=place.shown
-        )  # `Session.query` numbers what it sends
-        return page_of(await homing.query(session, query, use_token=use_token), order, wanted, place)
+            i=0, selection=selection, order=order, limit=wanted, text=words, after=place.after, shown=place.shown,
+            strong=level == "strong",
+        )  # fmt: skip  # `Session.query` numbers what it sends
+        page = page_of(await homing.query(session, query, use_token=use_token), order, wanted, place)
+        levels.note("query", None, level, because)
+        return page
 
     def subscribe(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
@@ -322,6 +345,40 @@ class Spine:
         )
         return Updates(session, selection, None if token is None else self._vectors(token), self._heard)
 
+    # -- locks ------------------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, ttl: float | None = None, wait: float | None = None) -> Locking:
+        """Hold a lock while a block runs: `async with spine.lock("deploy") as lease`. Nobody else holds it meanwhile,
+        as far as clocks and pauses allow; to make sure of what is written, give the lease to the write: `fence=lease`.
+
+        `ttl`: for how many seconds it holds if its holder is not heard of (None: 30, or what cluster.yaml says); it is
+        renewed by itself. `wait`: for how many seconds to wait in line (0: not at all, None: as long as it takes).
+        Raises InvalidInput; on entering LockTimeout, and ConnectionFailed where no lock service answers.
+        """
+        session = self._live
+        most = session.hello.lock_ttl_seconds_max
+        seconds = session.hello.lock_ttl_seconds if ttl is None else validation.lease_seconds(ttl, most)
+        return Locking(lambda: self._lock_client, validation.lock(name), seconds, validation.wait(wait))
+
+    @property
+    def _lock_client(self) -> LockClient:
+        session = self._live
+        known = self._locks
+        if known is None or known[0] is not session:
+            known = self._locks = session, LockClient(session.transport, session.hello.cluster, self.agent)
+            session.closers.add(known[1].close)
+        return known[1]
+
+    async def locks(self) -> list[LockState]:
+        """The locks that are held or waited for, by name. Raises ConnectionFailed where no lock service answers."""
+        return (await self._lock_client.locks()).locks
+
+    def _fenced(self, operation: AnyWrite, fence: object) -> AnyWrite:
+        """The operation, to be done only while a lease is the newest of its lock. Raises InvalidInput, LeaseLost."""
+        if fence is None:
+            return operation
+        return msgspec.structs.replace(operation, fence=fence_of(fence, self._live.hello.cluster))
+
     # -- threads ----------------------------------------------------------------------------------------------------
 
     def thread(self, id: str) -> Thread:
@@ -331,14 +388,12 @@ class Spine:
         name = validation.text("id", id, THREAD_BYTES_MAX)
 
         def prepare(
-            content: object, id: object, tags: object, metadata: object, importance: object, ttl: object,
-            consistency: object,
+            content: object, id: object, tags: object, metadata: object, importance: object, ttl: object
         ) -> Store:  # fmt: skip
-            return self._store(
-                session, content, id, tags, metadata, name, importance, ttl, None, consistency, beside=name
-            )  # fmt: skip
+            return self._store(session, content, id, tags, metadata, name, importance, ttl, None, beside=name)
 
-        return Thread(session, name, self.agent, self._contexts.of(self.agent, name), prepare, self._with_token)
+        context = self._contexts.of(self.agent, name)
+        return Thread(session, name, self.agent, context, prepare, self._levels, self._chosen)
 
     def _heard(self, memory: Memory, partition: int, version: Vector) -> None:
         """What a subscription tells of a thread, its agent has read."""
@@ -359,7 +414,13 @@ class Spine:
         QuorumFailed, ConnectionFailed, StaleToken.
         """
         session = self._live
-        acks, agent = self._acks(consistency), self._other_agent(session)
+        level, _ = self._levels.of(self._chosen(consistency))
+        if level == "strong":
+            raise InvalidInput(
+                "edits of a document are merged and never refused, so there is no consistency 'strong' for them: use "
+                "document(…, consistency='read-your-writes'), or update(…, content=…, if_version=…)"
+            )
+        acks, agent = 1 if level == "eventual" else None, self._other_agent(session)
         return Editing(session, self._documents, validation.id(id), acks, agent)
 
     # -- what was ---------------------------------------------------------------------------------------------------
@@ -376,17 +437,25 @@ class Spine:
         StaleToken, and ConnectionFailed where of some memories none of the replicas answers."""
         return await past.conflicts(self._live, None if id is None else validation.id(id), validation.limit(limit))
 
+    # -- levels -----------------------------------------------------------------------------------------------------
+
+    def levels(self) -> AbstractContextManager[list[LevelInForce]]:
+        """At which level calls were done, and why: `with spine.levels() as levels:` gives a list, to which each call
+        adds one entry that ends in the block, of the task that entered it, and of tasks started in it."""
+        return levels.noted()
+
     # -- tokens -----------------------------------------------------------------------------------------------------
 
     @property
     def token(self) -> str:
         """What this session wrote and saw, as text; a spine that is given it sees at least that."""
         session = self._live
-        return token_text(session.hello.cluster, session.hello.region, session.vectors)
+        return session.token_text(session.vectors)
 
     async def wait_for(self, token: str, timeout: float = 5.0) -> None:
-        """Return once this session reads at least what `token` has. Raises StaleToken after `timeout` seconds,
-        InvalidInput where it is no token of this cluster."""
+        """Return once this session reads at least what `token` has. Raises StaleToken after `timeout` seconds, and as
+        soon as it is known that nobody will ever have what it has: it is another cluster's, or its disk is gone.
+        InvalidInput where it is no token, or is not signed as those of this spine."""
         session = self._live
         seconds = validation.seconds("timeout", timeout)
         vectors = self._vectors(token)
@@ -394,7 +463,7 @@ class Spine:
         try:
             async with asyncio.timeout(seconds):
                 await session.reach(vectors, seconds)
-        except (TimeoutError, StaleToken) as error:
+        except TimeoutError as error:
             raise StaleToken(f"the token was not reached by any replica within {seconds:g} s") from error
         session.see(vectors)
 
@@ -413,8 +482,16 @@ class Spine:
             return report
 
         hello = session.hello
+
+        async def ask_locks() -> list[dict[str, Any]] | None:
+            try:
+                return [msgspec.structs.asdict(one) for one in await self.locks()]
+            except SpineError:
+                return None
+
+        asking = asyncio.ensure_future(ask_locks())
         nodes = await asyncio.gather(*[ask(node.id, node.zone) for node in hello.nodes])
-        return cluster_report(hello, session.layout, list(nodes))
+        return {**cluster_report(hello, session.layout, list(nodes)), "locks": await asking}
 
     @property
     def session(self) -> Session:
@@ -431,7 +508,7 @@ class Spine:
 
     def _store(
         self, session: Session, content: object, id: object, tags: object, metadata: object, thread: object,
-        importance: object, ttl: object, created_at: object, consistency: object, *, beside: str | None = None,
+        importance: object, ttl: object, created_at: object, *, beside: str | None = None,
     ) -> Store:  # fmt: skip
         """`beside`: a generated id lies in the partition of this key, else where the cluster's placement puts it."""
         milliseconds = validation.ttl_milliseconds(ttl)
@@ -449,9 +526,13 @@ class Spine:
             importance=validation.importance(importance),
             expires=None if milliseconds is None else at_milliseconds(now + milliseconds),
             created=validation.time("created_at", created_at) or 0,
-            acks=self._acks(consistency),
             agent=self._other_agent(session),
         )
+
+    async def _stored(self, operation: Store, level: Consistency | None) -> Memory:
+        result = await self._levels.perform(operation, level)
+        self._levels.learn(operation.id, operation.tags)
+        return stored_memory(operation, result, self.agent)
 
     def _new_id(self, now: int, beside: str | None) -> str:
         random = int.from_bytes(os.urandom(12))
@@ -460,26 +541,20 @@ class Spine:
     def _other_agent(self, session: Session) -> str | None:
         return None if session.agent == self.agent else self.agent
 
-    def _level(self, consistency: object) -> Consistency:
-        level = self._consistency if consistency is None else validation.consistency(consistency)
-        if level is None:
-            level = self._consistency = Consistency(self._live.hello.default_level)
-        if level is Consistency.STRONG:
-            raise InvalidInput(
-                "consistency 'strong' is not available yet; use 'read-your-writes' or 'causal', with if_version "
-                "where one agent's write must not overwrite another's unseen"
-            )
-        return level
+    @property
+    def _levels(self) -> Levels:
+        session = self._live
+        if self._leveled is None or self._leveled[0] is not session:
+            self._leveled = session, Levels(session, self._consistency)
+        return self._leveled[1]
 
-    def _acks(self, consistency: object) -> int | None:
-        return 1 if self._level(consistency) is Consistency.EVENTUAL else None
+    @staticmethod
+    def _chosen(consistency: object) -> Consistency | None:
+        """The level that a call names, if any. Raises InvalidInput."""
+        return validation.consistency(consistency)
 
-    def _with_token(self, consistency: object) -> bool:
-        return self._level(consistency) is not Consistency.EVENTUAL
-
-    def _vectors(self, token: str) -> dict[int, dict[str, int]]:
-        hello = self._live.hello
-        return token_vectors(token, hello.cluster, hello.region, hello.partitions)
+    def _vectors(self, token: str) -> Vectors:
+        return self._live.token_vectors(token)
 
 
 def _query_number(selection: Selection, order: str, words: str | None) -> int:

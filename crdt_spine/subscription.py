@@ -21,7 +21,6 @@ from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Unreadable, Vectors, encode
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.strays import is_stray
-from crdt_spine.core.token import token_text
 from crdt_spine.errors import ConnectionFailed
 from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX, FEED_UPDATES_REMEMBERED_MAX
 from crdt_spine.memory import Memory, Update
@@ -314,7 +313,7 @@ class Updates(AsyncIterator[Update]):
                 self._opened.set_exception(error)
 
     def _token(self, positions: Vectors) -> str:
-        return token_text(self._session.hello.cluster, self._session.hello.region, positions)
+        return self._session.token_text(positions)
 
 
 def _looks(kind: str, memory: Memory) -> int:

@@ -32,6 +32,7 @@ from crdt_spine.core.messages import Hit, Query, Store, Vectors
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.thread import Entry, Lost, Relation, causal_order, relation, visible
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
+from crdt_spine.levels import Levels, note
 from crdt_spine.limits import (
     QUERY_LIMIT_MAX,
     THREAD_ACTORS_MAX,
@@ -131,14 +132,15 @@ class Thread:
 
     def __init__(
         self, session: Session, id: str, agent: str, context: Context, prepare: Callable[..., Store],
-        with_token: Callable[[object], bool],
+        levels: Levels, chosen: Callable[[object], Consistency | None],
     ) -> None:  # fmt: skip
         self.id = id
         self.agent = agent
         self._session = session
         self._context = context
         self._prepare = prepare
-        self._with_token = with_token
+        self._levels = levels
+        self._chosen = chosen
         self._clocks: dict[str, tuple[str, Mapping[str, int]]] = {}  # id -> (agent, clock); what was met last is last
 
     def __repr__(self) -> str:
@@ -154,7 +156,8 @@ class Thread:
 
         Raises InvalidInput, QuorumFailed, ConnectionFailed; before the first one StaleToken.
         """
-        operation = self._prepare(content, id, tags, metadata, importance, ttl, consistency)
+        level = self._chosen(consistency)
+        operation = self._prepare(content, id, tags, metadata, importance, ttl)
         partition = self._session.layout.partition_of(operation.id)
         async with self._context.turn:
             if not self._context.known:
@@ -162,7 +165,8 @@ class Thread:
             operation = self._context.next(operation, self.agent, partition)
         # Always with the token, also where one acknowledgement is enough: the coordinator must have what was read, or
         # its delta's `deps` would not say so.
-        result = await self._session.on_memory(operation, operation.id)
+        result = await self._levels.perform(operation, level, use_token=True)
+        self._levels.learn(operation.id, operation.tags)
         if result.born is not None:
             actor, n = result.born
             self._context.reach({partition: {actor: n}})
@@ -177,8 +181,9 @@ class Thread:
         timeout; what then is still missing hides what comes after it. With "eventual" nothing is waited for. Raises
         InvalidInput, StaleToken, ConnectionFailed.
         """
-        wait = self._with_token(consistency)
-        look = await self._look(wait)
+        level, because = self._levels.of(self._chosen(consistency))
+        wait = level != "eventual"
+        look = await self._look(wait, strong=level == "strong")
         shown, lacking = visible(look.entries, look.cut, self._context.lost)
         if wait and lacking:
             look, shown = await self._complete(look, shown, lacking)
@@ -187,6 +192,7 @@ class Thread:
         self._context.known = True
         order = [look.memories[entry.id] for entry in causal_order(shown)]
         self._meet(order, max(THREAD_ENTRIES_REMEMBERED_MAX, len(order)))
+        note("thread", self.id, level, because)
         return order
 
     def relation(self, a: Memory | str, b: Memory | str) -> Relation:
@@ -198,11 +204,14 @@ class Thread:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def _look(self, wait: bool, token: Vectors | None = None, timeout: float | None = None) -> _Look:
-        """All there is, of replicas that have the session's token, or this one. Raises what `Session.run` does."""
+    async def _look(
+        self, wait: bool, token: Vectors | None = None, timeout: float | None = None, *, strong: bool = False
+    ) -> _Look:  # fmt: skip
+        """All there is, of replicas that have the session's token, or this one; `strong`: all that was acknowledged.
+        Raises what `Session.run` does."""
         look = _Look([], {}, {})
         query = Query(
-            i=0, selection=Selection(thread=self.id), order="oldest", limit=QUERY_LIMIT_MAX, causal=True
+            i=0, selection=Selection(thread=self.id), order="oldest", limit=QUERY_LIMIT_MAX, causal=True, strong=strong
         )  # fmt: skip
         while True:
             results = await self._session.query(query, use_token=wait, token=token, timeout=timeout)

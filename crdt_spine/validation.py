@@ -16,6 +16,7 @@ import msgspec
 
 from crdt_spine import limits
 from crdt_spine.core.clock import at_milliseconds
+from crdt_spine.core.messages import Level
 from crdt_spine.errors import InvalidInput
 from crdt_spine.memory import Consistency
 
@@ -158,6 +159,27 @@ def token(value: object) -> str | None:
     return optional("token", value, limits.TOKEN_BYTES_MAX)
 
 
+def token_secret(value: object) -> bytes:
+    """What signs tokens: given, or SPINE_TOKEN_SECRET; empty where there is none. It is never in a message."""
+    name = "token_secret"
+    if value is None:
+        name, value = "SPINE_TOKEN_SECRET", os.environ.get("SPINE_TOKEN_SECRET", "").strip() or None
+    if value is None:
+        return b""
+    if not isinstance(value, str | bytes):
+        raise InvalidInput(f"{name} must be a string or bytes, not {_kind(value)}")
+    try:
+        secret = value.encode() if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{name} has a lone surrogate: it is no valid text") from None
+    if not limits.TOKEN_SECRET_BYTES_MIN <= len(secret) <= limits.TOKEN_SECRET_BYTES_MAX:
+        raise InvalidInput(
+            f"{name} is {len(secret):,} bytes long; {limits.TOKEN_SECRET_BYTES_MIN} to "
+            f"{limits.TOKEN_SECRET_BYTES_MAX:,} are allowed: take one from `openssl rand -base64 32`"
+        )
+    return secret
+
+
 def consistency(value: object) -> Consistency | None:
     """A level, also by its name; None: the default."""
     if value is None:
@@ -167,6 +189,21 @@ def consistency(value: object) -> Consistency | None:
     except ValueError:
         levels = ", ".join(level.value for level in Consistency)
         raise InvalidInput(f"consistency must be one of {levels}; not {shown(value)}") from None
+
+
+def overrides(value: object) -> dict[str, Level]:
+    """Tags and the levels that they demand."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"overrides must be a mapping of tags to levels, not {_kind(value)}")
+    levels: dict[str, Level] = {}
+    for tag, level in value.items():
+        demanded = consistency(level)
+        if demanded is None:
+            raise InvalidInput(f"overrides[{shown(tag)}] must be a level; leave the tag out")
+        levels[text("a tag in overrides", tag, limits.TAG_BYTES_MAX)] = demanded.value
+    return levels
 
 
 def limit(value: object) -> int:
@@ -180,6 +217,33 @@ def seconds(name: str, value: object) -> float:
     """A time to wait."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 86_400:
         raise InvalidInput(f"{name} must be a number of seconds above 0 and below 86,400, not {shown(value)}")
+    return float(value)
+
+
+def lock(name: object) -> str:
+    """A lock's name."""
+    return text("lock", name, limits.LOCK_NAME_BYTES_MAX)
+
+
+def lease_seconds(value: object, most: float) -> float:
+    """For how long a lease holds; a cluster allows so much at `most`."""
+    least = limits.LEASE_SECONDS_MIN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidInput(
+            f"ttl must be a number of seconds from {least:g} to {most:,g}, not {shown(value)}; a lease is renewed by "
+            "itself while it is held, so a short one is enough (locks.ttl_seconds_max in cluster.yaml bounds it)"
+        )
+    return float(value)
+
+
+def wait(value: object) -> float | None:
+    """For how long to wait for a lock; None: as long as it takes."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limits.LEASE_SECONDS_MAX:
+        raise InvalidInput(
+            f"wait must be None, or a number of seconds from 0 to {limits.LEASE_SECONDS_MAX:,g}, not {shown(value)}"
+        )
     return float(value)
 
 

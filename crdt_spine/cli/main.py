@@ -12,7 +12,20 @@ from typing import Any, Final
 
 import click
 
-from crdt_spine.cli import check, cluster, memories, options, outcome, past, query, serve, status, transfer, watch
+from crdt_spine.cli import (
+    check,
+    cluster,
+    locks,
+    memories,
+    options,
+    outcome,
+    past,
+    query,
+    serve,
+    status,
+    transfer,
+    watch,
+)
 from crdt_spine.errors import SpineError
 
 
@@ -75,7 +88,7 @@ _BENCH: Final = Elsewhere(
 for _command in (
     serve.up, memories.store, memories.get, memories.update, memories.delete, query.query, watch.watch,
     past.history, past.conflicts, transfer.import_, transfer.export, status.status, cluster.cluster,
-    check.config, serve.node, _BENCH,
+    check.config, serve.node, locks.locks, locks.lock, _BENCH,
 ):  # fmt: skip
     spine.add_command(_command)
 

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from crdt_spine.cli.options import Common, connected
-from crdt_spine.cli.output import emit, memory_document, printable
+from crdt_spine.cli.output import emit, in_force, memory_document, printable
 from crdt_spine.cli.values import Place, duration_of, metadata_of
 from crdt_spine.errors import InvalidInput, NotFound
 from crdt_spine.limits import CONTENT_BYTES_MAX
-from crdt_spine.memory import Memory
+from crdt_spine.memory import LevelInForce, Memory
 
 _metadata_option = click.option(
     "--meta", "metadata", multiple=True, metavar="KEY=VALUE", callback=metadata_of,
@@ -46,13 +46,16 @@ def store(
 
     from crdt_spine.cli.opening import opened, run
 
-    async def main() -> Memory:
+    async def main() -> tuple[Memory, list[LevelInForce]]:
         async with opened(common, creates=True) as spine:
-            return await spine.store(
-                content, id=id, tags=tags, metadata=metadata, thread=thread, importance=importance, ttl=ttl
-            )
+            with spine.levels() as levels:
+                memory = await spine.store(
+                    content, id=id, tags=tags, metadata=metadata, thread=thread, importance=importance, ttl=ttl,
+                    consistency=common.consistency,
+                )  # fmt: skip
+            return memory, levels
 
-    _tell(run(main()), common)
+    _tell(*run(main()), common)
 
 
 @click.command()
@@ -63,15 +66,17 @@ def get(common: Common, id: str) -> None:
 
     from crdt_spine.cli.opening import opened, run
 
-    async def main() -> Memory | None:
+    async def main() -> tuple[Memory | None, list[LevelInForce]]:
         async with opened(common) as spine:
-            return await spine.get(id)
+            with spine.levels() as levels:
+                memory = await spine.get(id, consistency=common.consistency)
+            return memory, levels
 
-    memory = run(main())
+    memory, levels = run(main())
     if memory is None:
         raise NotFound(f"there is no memory {id!r}")
     if common.as_json:
-        emit(memory_document(memory))
+        emit({**memory_document(memory), **in_force(levels)})
     else:
         from crdt_spine.cli.show import memory_card, show
 
@@ -121,11 +126,13 @@ def update(
 
     from crdt_spine.cli.opening import opened, run
 
-    async def main() -> Memory:
+    async def main() -> tuple[Memory, list[LevelInForce]]:
         async with opened(common) as spine:
-            return await spine.update(id, if_version=if_version, **changes)
+            with spine.levels() as levels:
+                memory = await spine.update(id, if_version=if_version, consistency=common.consistency, **changes)
+            return memory, levels
 
-    _tell(run(main()), common)
+    _tell(*run(main()), common)
 
 
 @click.command()
@@ -138,7 +145,7 @@ def delete(common: Common, id: str) -> None:
 
     async def main() -> bool:
         async with opened(common) as spine:
-            return await spine.delete(id)
+            return await spine.delete(id, consistency=common.consistency)
 
     if not run(main()):
         raise NotFound(f"there is no memory {id!r}")
@@ -148,10 +155,10 @@ def delete(common: Common, id: str) -> None:
         click.echo(printable(id))
 
 
-def _tell(memory: Memory, common: Common) -> None:
+def _tell(memory: Memory, levels: list[LevelInForce], common: Common) -> None:
     """The id alone, so that a shell can keep it: id=$(spine store …)."""
     if common.as_json:
-        emit(memory_document(memory))
+        emit({**memory_document(memory), **in_force(levels)})
     else:
         click.echo(printable(memory.id))
 

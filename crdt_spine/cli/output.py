@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from crdt_spine.memory import Memory
+from crdt_spine.memory import LevelInForce, Memory
 
 _SYMBOLS: Final = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
@@ -26,6 +26,11 @@ _SYMBOLS: Final = {
 def memory_document(memory: Memory) -> dict[str, Any]:
     """A memory as JSON has it; tags in order, so that equal memories are equal text."""
     return {**msgspec.structs.asdict(memory), "tags": sorted(memory.tags)}
+
+
+def in_force(levels: list[LevelInForce]) -> dict[str, Any]:
+    """At which consistency level the last of these calls was done, and why, as a part of a document."""
+    return {"consistency": {"level": levels[-1].level.value, "because": levels[-1].because}} if levels else {}
 
 
 def emit(document: Any) -> None:

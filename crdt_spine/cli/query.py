@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 import msgspec
 
 from crdt_spine.cli.options import Common, connected, query_options
-from crdt_spine.cli.output import emit, memory_document
-from crdt_spine.memory import Page
+from crdt_spine.cli.output import emit, in_force, memory_document
+from crdt_spine.memory import LevelInForce, Page
+
+if TYPE_CHECKING:
+    from crdt_spine.spine import Spine
 
 PAGE: Final = 50  # memories
 PAGE_OF_ALL: Final = 500  # where all pages follow anyway
@@ -46,17 +49,25 @@ def query(
         "until": until, "metadata": metadata, "text": text, "order": order, "limit": wanted,
     }  # fmt: skip
 
+    levels: list[LevelInForce] = []
+
+    async def page_of(spine: Spine, cursor: str | None) -> Page:
+        with spine.levels() as noted:
+            page = await spine.query(cursor=cursor, consistency=common.consistency, **conditions)
+        levels.extend(noted)
+        return page
+
     async def pages() -> AsyncGenerator[Page, None]:
         async with opened(common) as spine:
-            page = await spine.query(cursor=cursor, **conditions)
+            page = await page_of(spine, cursor)
             yield page
             while all_pages and page.cursor is not None:
-                page = await spine.query(cursor=page.cursor, **conditions)
+                page = await page_of(spine, page.cursor)
                 yield page
 
     async def main() -> None:
         async with aclosing(pages()) as each:
-            await (_emit(each, all_pages) if common.as_json else _show(each))
+            await (_emit(each, all_pages, levels) if common.as_json else _show(each))
 
     run(main())
 
@@ -76,11 +87,12 @@ async def _show(pages: AsyncIterator[Page]) -> None:
         click.echo("no memory fulfils this", err=True)
 
 
-async def _emit(pages: AsyncIterator[Page], all_pages: bool) -> None:
-    """{"memories": […], "cursor": …}; all pages as one document, written while they come."""
+async def _emit(pages: AsyncIterator[Page], all_pages: bool, levels: list[LevelInForce]) -> None:
+    """{"memories": […], "cursor": …, "consistency": …}; all pages as one document, written while they come."""
     if not all_pages:
         async for page in pages:
-            emit({"memories": [memory_document(memory) for memory in page.memories], "cursor": page.cursor})
+            found = [memory_document(memory) for memory in page.memories]
+            emit({"memories": found, "cursor": page.cursor, **in_force(levels)})
         return
     separator = b""
     click.echo(b'{"memories":[', nl=False)
@@ -88,4 +100,5 @@ async def _emit(pages: AsyncIterator[Page], all_pages: bool) -> None:
         for memory in page.memories:
             click.echo(separator + msgspec.json.encode(memory_document(memory)), nl=False)
             separator = b",\n"
-    click.echo(b'],"cursor":null}')
+    ending = b"".join(b',"%s":%s' % (key.encode(), msgspec.json.encode(part)) for key, part in in_force(levels).items())
+    click.echo(b'],"cursor":null%s}' % ending)

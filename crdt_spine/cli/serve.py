@@ -54,7 +54,7 @@ def up(
     stdout, as JSON lines). A node that dies is started again; when this process ends, however that may be, its
     processes do.
     """
-    from crdt_spine.supervisor import Supervisor
+    from crdt_spine.supervisor import Supervisor, lock_service
 
     context = click.get_current_context()
     folder = str(data.absolute())
@@ -64,8 +64,9 @@ def up(
     as_json = inherited(context, "as_json", as_json)
     listener = _tell_json if as_json else _tell
     supervisor = Supervisor(
-        data, nodes=nodes, nats_port=nats_port, http_port=http_port, region=region, on_event=_undisturbed(listener)
-    )
+        data, nodes=nodes, nats_port=nats_port, http_port=http_port, region=region, on_event=_undisturbed(listener),
+        services=(lock_service(),),
+    )  # fmt: skip
     if not as_json:
         _undisturbed(_say)(f"data in {supervisor.folder}")
     asyncio.run(_serve(supervisor))

@@ -16,6 +16,7 @@ from crdt_spine.limits import DIRTY_RECORDS_MAX
 
 PARTITIONS_NAMED_MAX: Final = 16
 REPAIRS_SHOWN_MAX: Final = 4
+LOCKS_SHOWN_MAX: Final = 8
 NODES_NAMED_MAX: Final = 3
 WIDE_COLUMNS: Final = 104  # from here on there is room for what one rarely looks at
 ROWS_MIN: Final = 4  # of a list, in however low a terminal
@@ -30,7 +31,8 @@ def cluster_view(report: dict[str, Any], *, columns: int = 200, rows: int | None
     """Nodes and what is to be known of all of them. In `rows` lines, if there is only room for so many."""
     below = [
         *_change(report.get("membership")), _quorum(report), *_skew(report), *_repairs(report),
-        *_tombstones(report["nodes"]), *_opinions(report["nodes"]), *_problems(report["nodes"]),
+        *_locks(report.get("locks")), *_tombstones(report["nodes"]),
+        *_opinions(report["nodes"]), *_problems(report["nodes"]),
     ]  # fmt: skip
     room = None if rows is None else max(ROWS_MIN, rows - _lines(below, columns) - 2)
     return Group(_head(report), *_nodes(report["nodes"], columns, room), *below)
@@ -211,6 +213,41 @@ def _repairs(report: dict[str, Any]) -> list[Text]:
         left = len(lines) - REPAIRS_SHOWN_MAX
         lines = [*lines[:REPAIRS_SHOWN_MAX], Text(f"… and {left} more nodes pull", style="yellow")]
     return lines
+
+
+def _locks(locks: list[dict[str, Any]] | None) -> list[Text]:
+    """Who holds which lock."""
+    if locks is None:
+        return [Text("no lock service answers: locks can't be acquired", style="yellow")]
+    lines = [
+        Text("lock ", style="dim").append(one_line(one["name"]), style="bold").append(f"  {_holding(one)}")
+        for one in locks[:LOCKS_SHOWN_MAX]
+    ]
+    left = len(locks) - len(lines)
+    return [*lines, *([Text(f"… and {left} more locks; see `spine lock ls`", style="dim")] if left else [])]
+
+
+def _holding(one: dict[str, Any]) -> str:
+    waits = f"; {one['waiters']:,} wait" if one["waiters"] else ""
+    if one["holder"] is None:
+        return f"free{waits}"
+    left = "" if one["expires_in_seconds"] is None else f", expires in {one['expires_in_seconds']:.0f} s"
+    return f"held by {one_line(one['holder'])} (token {one['token']}{left}){waits}"
+
+
+def lock_table(locks: list[dict[str, Any]]) -> Table:
+    """The locks, a row each."""
+    table = _table(("lock", "holder", "token", "expires in", "waiters"), left=("lock", "holder"))
+    for one in locks:
+        left = one["expires_in_seconds"]
+        table.add_row(
+            Text(one_line(one["name"]), overflow="ellipsis"),
+            Text("–" if one["holder"] is None else one_line(one["holder"]), overflow="ellipsis"),
+            "–" if one["token"] is None else str(one["token"]),
+            "–" if left is None else f"{left:.0f} s",
+            _number(one["waiters"]),
+        )
+    return table
 
 
 def _tombstones(nodes: list[dict[str, Any]]) -> list[Text]:

@@ -239,6 +239,11 @@ class Gossip:
             return self.vitals.state
         return "down" if node in self._down else self._living[node].state()
 
+    @property
+    def load_elsewhere(self) -> int:
+        """Operations a second that agents ask of the other nodes, by those nodes' last word."""
+        return sum(peer.vitals.load for peer in self._living.values() if peer.vitals is not None)
+
     def view(self, now: float) -> dict[str, Health]:
         """All members and this node, by name."""
         self._count(now)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from crdt_spine import limits
+from crdt_spine.core.fences import Fence
 from crdt_spine.core.selection import Selection
 
 # Times, counters and partitions: what the tables' integers hold.
@@ -64,6 +65,18 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 # -- what replicas exchange ----------------------------------------------------------------------------------------
 
 
+class Strong(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a strong operation leaves in the memory that it writes whole (core/whole.py): the ids of the strong
+    operations that were done on it lately, the last one last, "-" before those that were tried again and refused; "" as
+    the first one says that earlier ones were left out.
+    `edit`: it changed what was there, so it is no birth. A seal changed nothing: `sealed` are the version and the
+    hybrid time of the last change that readers are shown in place of its own."""
+
+    operations: tuple[str, ...] = ()
+    edit: bool = False
+    sealed: tuple[str, Whole] | None = None
+
+
 class Change(_Message, frozen=True, kw_only=True):
     """One agent operation on one record. Its dot is (the delta's actor, first + its index), its stamp (time, actor).
 
@@ -71,7 +84,8 @@ class Change(_Message, frozen=True, kw_only=True):
     (`thread`, `clock`, `after`, `created`), a delete what its tombstone keeps (`life_agent`, `thread`, `created`,
     `last_tags`).
     `remove` names, for each tag that the change takes away, the dots it saw, `operation` the agent's operation id,
-    `unseen` the fields whose former value its agent had not seen (core/conflicts.py).
+    `unseen` the fields whose former value its agent had not seen (core/conflicts.py). A strong operation writes its
+    memory whole, with `strong` (core/whole.py).
     `document` is a Yjs update of the content with the origin `base` (time, actor), or of the change's own content.
     """
 
@@ -95,6 +109,7 @@ class Change(_Message, frozen=True, kw_only=True):
     document: bytes | None = None
     base: tuple[Whole, str] | None = None
     unseen: tuple[str, ...] = ()
+    strong: Strong | None = None
 
 
 class Delta(_Message, frozen=True, kw_only=True, tag_field="type", tag="delta/1"):
@@ -147,12 +162,18 @@ def deltas_of(message: bytes) -> list[tuple[Delta, bytes]]:
     return [(_decode_delta(raw), bytes(raw)) for raw in found.deltas]
 
 
+#: A term of a partition: (counter, node), ordered; (0, "") is before every term (core/terms.py).
+Term = tuple[Whole, Annotated[str, msgspec.Meta(max_length=63)]]
+
+
 class Ack(_Message, frozen=True, kw_only=True, tag_field="type", tag="ack/1"):
-    """A replica says up to where it durably has an actor's changes, per partition."""
+    """A replica says up to where it durably has an actor's changes, per partition; in `terms`, for partitions in which
+    strong operations were done, the highest term that it has promised by now (core/terms.py)."""
 
     node: str
     actor: str
     reached: dict[int, Whole]
+    terms: dict[int, Term] = {}
 
 
 class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="announcement/1"):
@@ -299,20 +320,88 @@ class RecordsAnswer(_Message, frozen=True, kw_only=True, tag_field="type", tag="
     absent: tuple[Whole, ...] = ()
 
 
+class Round(_Message, frozen=True, kw_only=True, tag_field="type", tag="round/1"):
+    """A question of a partition's primary (or of who wants to be it) to another replica, for all strong operations of
+    one loop turn at once (core/strong.py). The answer is a `Rounded`.
+
+    `terms`: partition -> (counter, bound): do you still promise me the term (counter, node)? A higher one than promised
+    so far is promised durably. No stamp of mine in this term is above `bound` (milliseconds), unless I ask again; 0
+    where nothing is written. `have`: of each of these memories I have this version; what is new to me, and have you all
+    of it durably? Those of which this replica takes no part in the partition are left out of the answer's lists.
+    `standings`: what have you promised in these partitions, and what have you durably? `fences`: the leases under which
+    memories are to be written (core/fences.py); they are kept durably.
+    """
+
+    node: NodeId
+    epoch: Whole = 0
+    terms: dict[int, tuple[Whole, Whole]] = {}
+    have: Annotated[list[tuple[Id, Vector]], msgspec.Meta(max_length=limits.BATCH_OPERATIONS_MAX)] = []
+    standings: tuple[int, ...] = ()
+    fences: Annotated[list[Fence], msgspec.Meta(max_length=limits.BATCH_OPERATIONS_MAX)] = []
+
+
+class Standing(_Message, frozen=True, kw_only=True):
+    """A replica's part in a partition: the highest term that it promised, the highest bound it was told (milliseconds),
+    what it durably has, and whether it takes part in rounds (`ready`, core/terms.py)."""
+
+    term: Term = (0, "")
+    bound: Whole = 0
+    ready: bool = False
+    vector: Vector = {}
+
+
+class Rounded(_Message, frozen=True, kw_only=True, tag_field="type", tag="rounded/1"):
+    """A replica's answer to a round. It leaves once everything in it is durable. What is in none of `refused` and
+    `absent` is granted.
+
+    `refused`: a higher term is promised there, this one. `absent`: this replica takes no part in these, for now.
+    `bounds`: where a higher term than before was promised, the highest bound that it was told until then. `news`: what
+    this replica has of the memory with this index in `have` and the asker has not, its version. `lacking`: the
+    indexes of those of which it does not durably have all that the asker has. `fences`: of the leases that were told
+    and are not the newest, what is newer.
+    """
+
+    node: NodeId
+    epoch: Whole = 0
+    refused: dict[int, Term] = {}
+    absent: tuple[int, ...] = ()
+    bounds: dict[int, Whole] = {}
+    news: list[tuple[Whole, Vector]] = []
+    lacking: tuple[Whole, ...] = ()
+    standings: dict[int, Standing] = {}
+    fences: list[Fence] = []
+
+
+class Promised(msgspec.Struct, frozen=True, tag_field="type", tag="promised/1", forbid_unknown_fields=True, gc=False):
+    """An entry of a node's journal: the terms that it has promised since, the partitions in which it takes part in
+    rounds since, and the greatest bound (milliseconds) that it may have been told (core/terms.py)."""
+
+    terms: dict[int, Term]
+    ready: tuple[int, ...] = ()
+    ceiling: Whole = 0
+
+
 # -- what an agent asks a node ---------------------------------------------------------------------------------------
 
 
 class Get(_Message, frozen=True, kw_only=True, tag="get", tag_field="do"):
-    """Read one memory. `reads` is how many replicas must have answered; None: the cluster's read quorum."""
+    """Read one memory. `reads` is how many replicas must have answered; None: the cluster's read quorum.
+
+    This and the writes have a `level` where the cluster's overrides may demand another one (core/levels.py): the one
+    that the operation is sent at, with `default`, the one where no override applies. Else it is the caller's word."""
 
     i: int
     id: Id
     reads: Acks | None = None
+    level: Level | None = None
+    default: Level = "read-your-writes"
+    strong: bool = False  # linearizable: by the partition's primary (core/strong.py)
 
 
 class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     """Store one memory whole. `acks` is how many replicas must have it durably; `agent` where not the request's. An
-    append to a thread has its `clock`, and in `after` the thread's entries of other partitions that it comes after."""
+    append to a thread has its `clock`, and in `after` the thread's entries of other partitions that it comes after.
+    `fence` is the lease under which a write is made (core/fences.py)."""
 
     i: int
     id: Id
@@ -327,6 +416,10 @@ class Store(_Message, frozen=True, kw_only=True, tag="store", tag_field="do"):
     after: After = {}
     acks: Acks | None = None
     agent: Agent | None = None
+    fence: Fence | None = None
+    level: Level | None = None
+    default: Level = "read-your-writes"
+    strong: bool = False
 
 
 class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
@@ -343,6 +436,10 @@ class Edit(_Message, frozen=True, kw_only=True, tag="update", tag_field="do"):
     if_version: str | None = None
     acks: Acks | None = None
     agent: Agent | None = None
+    fence: Fence | None = None
+    level: Level | None = None
+    default: Level = "read-your-writes"
+    strong: bool = False
 
 
 class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
@@ -352,6 +449,10 @@ class Delete(_Message, frozen=True, kw_only=True, tag="delete", tag_field="do"):
     id: Id
     acks: Acks | None = None
     agent: Agent | None = None
+    fence: Fence | None = None
+    level: Level | None = None
+    default: Level = "read-your-writes"
+    strong: bool = False
 
 
 class GetDocument(_Message, frozen=True, kw_only=True, tag="document", tag_field="do"):
@@ -395,6 +496,7 @@ class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
     causal: bool = False
     keys: KeyHashes = ()
     strays: Vectors = {}
+    strong: bool = False  # show all that a majority of each partition has when it is asked
 
 
 class History(_Message, frozen=True, kw_only=True, tag="history", tag_field="do"):
@@ -474,7 +576,7 @@ class Request(_Message, frozen=True, kw_only=True, tag_field="type", tag="reques
 class Hit(_Message, frozen=True, kw_only=True):
     """One memory of a page; `score` (relevance: smaller is better) or (created, id) puts pages of several nodes in
     order. Of a causal query, `born` is the dot of its last store, with what that came `after`, and `changes` its
-    version where that is more than `born`."""
+    version where that is more than `born`; of another one, where a sync has brought it ahead of its node's vector."""
 
     created: int
     memory: msgspec.Raw
@@ -515,11 +617,15 @@ class Result(_Message, frozen=True, kw_only=True):
     status: msgspec.Raw = NOTHING
     document: DocumentPart | None = None  # document: None where there is no memory
     error: str | None = None  # the name of an error class, or "Behind", "Busy", "Late", "NotHere": try another replica
+    primary: str = ""  # with error "Elsewhere": the node that does the partition's strong operations, if that is known
     message: str | None = None
     outcome: Literal["not applied", "unknown"] | None = None
     acks_seen: int = 0
     acks_needed: int = 0
     missing: tuple[str, ...] = ()  # QuorumFailed: the replicas that did not acknowledge
+    level: Level | None = None  # the one that an override demanded; with error "Level" it is to be asked at that one
+    because: str = ""  # the tag that did
+    gone: Vectors = {}  # StaleToken: actors of which no replica will ever have what the token has; what is here of them
 
 
 class Response(_Message, frozen=True, kw_only=True, tag_field="type", tag="response/1"):
@@ -616,6 +722,8 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     now: Whole = 0
     default_level: Level = "read-your-writes"
     overrides: list[tuple[tuple[str, ...], Level]] = []
+    lock_ttl_seconds: float = limits.LEASE_SECONDS
+    lock_ttl_seconds_max: float = limits.LEASE_SECONDS_ALLOWED
 
 
 _encoder = msgspec.json.Encoder()

@@ -8,7 +8,7 @@ So of the writes that wait for the same number of replicas, those up to some n a
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -26,6 +26,19 @@ class Waiting(msgspec.Struct, eq=False):
 
 
 _n = attrgetter("n")
+
+
+def awaited(
+    number: int, coordinator: str, replicas: Iterable[str], write_quorum: int, away: Collection[str] = ()
+) -> list[str]:
+    """For which of a partition's `replicas` (those that count) a change of the `coordinator` waits, were it up to them:
+    as many as make a majority with it, or the write quorum, whichever is more, of those that are not `away`. All know
+    one order, another one in each partition. The others have no hurry: their word counts as well, and is needed where
+    one of these is slow."""
+    names = sorted({*replicas} - {coordinator})
+    shift = number % max(1, len(names))
+    needed = max(write_quorum, (len(names) + 1) // 2 + 1) - 1
+    return [node for node in names[shift:] + names[:shift] if node not in away][:needed]
 
 
 class Quorum:

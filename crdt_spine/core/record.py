@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import orset
-from crdt_spine.core.causality import Vector, within
+from crdt_spine.core.causality import Vector, version_text, within
 from crdt_spine.core.document import Document, edited, key_of, merged, text_of
-from crdt_spine.core.messages import Change
+from crdt_spine.core.messages import Change, Strong
 from crdt_spine.core.registers import NEVER, Origin, Register, above, later
 
 
@@ -45,6 +45,7 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     clock: dict[str, int]
     tags: tuple[str, ...]
     after: dict[int, dict[str, int]] = {}
+    strong: Strong | None = None  # of a strong operation (core/whole.py)
 
 
 UNBORN = Register(NEVER, Life(False, "", None, 0, {}, ()))
@@ -81,6 +82,27 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def updated(self) -> int:
         """The hybrid time of the last change, be it that it took something away."""
         return max(self.times.values(), default=0)
+
+    @property
+    def etag(self) -> str:
+        """The version that readers are shown: a seal (core/whole.py) has that of what it sealed."""
+        sealed = self._sealed
+        return version_text(self.version) if sealed is None else sealed[0]
+
+    @property
+    def shown_updated(self) -> int:
+        """The hybrid time of the last change that readers are shown."""
+        sealed = self._sealed
+        return self.updated if sealed is None else sealed[1]
+
+    @property
+    def _sealed(self) -> tuple[str, int] | None:
+        """What was sealed, where nothing has changed since."""
+        strong, origin = self.life.value.strong, self.life.origin
+        if strong is None or strong.sealed is None or self.version != {origin.actor: origin.n}:
+            return None
+        sealed: tuple[str, int] = strong.sealed
+        return sealed
 
     def metadata_values(self) -> dict[str, Any]:
         """The metadata as its caller gave it."""
@@ -200,8 +222,11 @@ def _life(change: Change, origin: Origin) -> Register:
     agent = change.life_agent or origin.agent
     return Register(
         origin,
-        Life(bool(change.alive), agent, change.thread, created, change.clock, change.last_tags, change.after),
-    )
+        Life(
+            bool(change.alive), agent, change.thread, created, change.clock, change.last_tags, change.after,
+            change.strong,
+        ),
+    )  # fmt: skip
 
 
 def _is_above(origin: Origin, times: dict[str, int]) -> bool:

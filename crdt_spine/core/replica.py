@@ -8,7 +8,6 @@ reason. The shell (crdt_spine/node) does the IO in that order and knows no rule 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,13 +16,16 @@ import msgspec
 from crdt_spine.core import codec, conflicts, writes
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.fences import Fence, Fences, token_of
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
+    Change,
     Delete,
     Delta,
     Edit,
     EditDocument,
+    Promised,
     Store,
     SyncPage,
     Vectors,
@@ -31,21 +33,22 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.open_documents import OpenDocuments
+from crdt_spine.core.operations import Dot, Operations
 from crdt_spine.core.partition import Historian, Partition, Records, Reporter, latest_time
-from crdt_spine.core.quorum import Quorum, Waiting
+from crdt_spine.core.quorum import Quorum, Waiting, awaited
 from crdt_spine.core.record import Record, completes
 from crdt_spine.core.retirement import Retirement, disk_node
 from crdt_spine.core.strays import OwnStrays
+from crdt_spine.core.terms import Promises
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
     CLOCK_DRIFT_MILLISECONDS_MAX,
     OPERATION_SECONDS_MAX,
-    OPERATIONS_REMEMBERED_MAX,
     WAITING_CHANGES_MAX,
 )
 
-Dot = tuple[str, int]
+Entry = Delta | SyncPage | Fence | Promised  # of the journal
 
 
 _END_OF_TIME = 1 << 62
@@ -83,6 +86,7 @@ class Turn(msgspec.Struct):
     waiting: list[tuple[int, Waiting]]
     events: list[Event]  # what changed, for feeds
     repeats: set[tuple[int, str, int]]  # of these, the dots of operations that were here under another dot already
+    promised: list[Promised]
 
     @property
     def empty(self) -> bool:
@@ -117,10 +121,15 @@ class Replica:
         self.durable: Vectors = {number: {} for number in peers}
         self.unsettled: dict[str, int] = {}  # id -> number of unfinished turns that touched it
         self.documents = OpenDocuments()
-        self.operations: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
+        self.fences = Fences()
+        self.promises = Promises()  # to the primaries of strong operations (core/terms.py)
+        self.operations = Operations()
         self.actors: dict[str, str] = {}  # other nodes' names of now
         self.members: frozenset[str] | None = None  # the nodes of the cluster; None: whoever sends something
         self.retirement = retirement or Retirement(node, (), actor, float("inf"))
+        self.away: frozenset[str] = frozenset()  # the nodes that are not heard of
+        self.awaited = False  # does somebody wait for what the open turn has to become durable?
+        self._awaited: dict[tuple[int, str], bool] = {}  # (partition, actor) -> is this node's acknowledgement?
         self._turn = self._new_turn()
         self._touched: set[int] = set()
         self._coordinated: set[int] = set()
@@ -170,9 +179,9 @@ class Replica:
         for number in self.partitions.keys() - peers.keys():
             assert number in self._closed and number not in self._touched and not self._under_way, "it is not durable"
             lost += self.quorums.pop(number).waiting
+            self.promises.forget(number)
             del self.partitions[number], self.durable[number]
-        for operation in [op for op, (number, _, _) in self.operations.items() if number not in peers]:
-            del self.operations[operation]
+        self.operations.keep(peers)
         for number in peers.keys() - self.partitions.keys():
             self.partitions[number] = Partition(number, self.records, self.clock)
             self.partitions[number].watcher = self._event if self._watched else None
@@ -191,7 +200,27 @@ class Replica:
             self.counting[number] = 1 + sum(other not in mute for other in others)
             done += self.quorums[number].mute(mute)
         self.peers, self._closed = peers, frozenset()
+        self._awaited.clear()
         return done, lost
+
+    def miss(self, away: frozenset[str]) -> None:
+        """These nodes are not heard of, and no others."""
+        if away != self.away:
+            self.away = away
+            self._awaited.clear()
+
+    def _is_awaited(self, number: int, actor: str) -> bool:
+        """Does the coordinator of an actor's changes wait for this replica? For another region's, its bridge does."""
+        key = number, actor
+        known = self._awaited.get(key)
+        if known is None:
+            region, coordinator = node_of(actor)
+            replicas = (self.node, *self.counting_peers(number))
+            known = region != self.retirement.region or self.node in awaited(
+                number, coordinator, replicas, self.write_quorum, self.away
+            )
+            self._awaited[key] = known
+        return known
 
     # -- operations -------------------------------------------------------------------------------------------------
 
@@ -209,6 +238,7 @@ class Replica:
         known = self.operations.get(operation_id)
         if known is not None and not self._is_lost(*known):
             self._turn.waiting.append((number, Waiting(ticket, known[1], known[2], needed, deadline)))
+            self.awaited = True
             return self.records.get(operation.id)
         record = self.records.get(operation.id)
         time = max(self.clock.highest + 1, now << 16)
@@ -234,7 +264,44 @@ class Replica:
             self.documents.applied(operation.id, self.actor, n, len(operation.update))
         self._touch(number, (operation.id,))
         self._turn.waiting.append((number, Waiting(ticket, self.actor, n, needed, deadline)))
+        self.awaited = True
         return after
+
+    def write_whole(self, number: int, change: Change, operation_id: str) -> tuple[Record, int]:
+        """Coordinate the change of a strong operation (core/whole.py): the record it gives, and its number. Who waits
+        for it looks at what becomes durable, here and elsewhere, itself (core/strong.py)."""
+        self.clock.observe(change.time)
+        partition = self.partitions[number]
+        after = partition.coordinate(self.actor, change, self.records.get(change.id))
+        n = partition.vector[self.actor]
+        self._coordinated.add(number)
+        self._remember(operation_id, number, self.actor, n)
+        self._touch(number, (change.id,))
+        return after, n
+
+    def keep_promises(self) -> bool:
+        """Have what was promised since the last call become durable with this turn; False: nothing was."""
+        entry = self.promises.unsaved()
+        if entry is None:
+            return False
+        self._turn.journal.append(encode(entry))
+        self._turn.promised.append(entry)
+        return True
+
+    def keep_fence(self, fence: Fence) -> bool:
+        """Know, durably with this turn, under which lease a write is made; False: a later one of the lock is known."""
+        if not self.fences.admits(fence):
+            return False
+        if self.fences.keep(fence):
+            self._turn.journal.append(encode(fence))
+        return True
+
+    def keep_epoch(self, epoch: int) -> bool:
+        """Know, durably with this turn, that there is such an epoch of leases; is that new?"""
+        rose = self.fences.learn_epoch(epoch)
+        if rose:
+            self._turn.journal.append(encode(Fence("-", token_of(epoch, 0))))
+        return rose
 
     def delete_expired(self, number: int, operation: Delete, now: int) -> None:
         """Delete a memory whose time is over, in the node's own name. Raises Refused."""
@@ -268,6 +335,7 @@ class Replica:
         if here >= delta.first + len(delta.changes) - 1:
             if not applied:
                 self._turn.acks.setdefault(delta.actor, {})[delta.partition] = here  # its first ack may be lost
+                self.awaited = True
             return True
         if sum(p.waiting_changes for p in self.partitions.values()) > WAITING_CHANGES_MAX:
             partition.forget_waiting()
@@ -466,6 +534,7 @@ class Replica:
         self._under_way += not turn.empty
         self._touched.clear()
         self._coordinated.clear()
+        self.awaited = False
         return turn
 
     def persisted(self, turn: Turn) -> list[Waiting]:
@@ -473,6 +542,8 @@ class Replica:
         done: list[Waiting] = []
         self._under_way -= not turn.empty
         self.durable.update(turn.vectors)
+        for entry in turn.promised:
+            self.promises.saved_entry(entry)
         for id in turn.records:
             left = self.unsettled[id] - 1
             if left:
@@ -486,7 +557,7 @@ class Replica:
 
     # -- recovery ---------------------------------------------------------------------------------------------------
 
-    def replay(self, entries: Iterable[bytes], decode: Callable[[bytes], Delta | SyncPage]) -> None:
+    def replay(self, entries: Iterable[bytes], decode: Callable[[bytes], Entry]) -> None:
         """Apply one journal row again after a restart, on top of what the tables have: idempotent, as ever."""
         for raw in entries:
             match decode(raw):
@@ -494,17 +565,21 @@ class Replica:
                     self.partitions[delta.partition].replay(delta, delta.actor == self.actor)
                 case SyncPage() as page if page.partition in self.partitions:
                     self.merge_page(page, raw, _END_OF_TIME >> 16)
+                case Fence() as fence:
+                    self.fences.recall(fence)
+                case Promised() as promised:
+                    self.promises.replay(promised, self.partitions)
                 case _:
                     pass
         self.remember(entries, decode)
         self.end_turn()
         self._under_way = 0
 
-    def remember(self, entries: Iterable[bytes], decode: Callable[[bytes], Delta | SyncPage]) -> None:
+    def remember(self, entries: Iterable[bytes], decode: Callable[[bytes], Entry]) -> None:
         """Know a journal row's operation ids again."""
         for raw in entries:
             entry = decode(raw)
-            if entry.partition not in self.partitions:
+            if isinstance(entry, Fence | Promised) or entry.partition not in self.partitions:
                 continue
             if isinstance(entry, Delta):
                 for n, change in enumerate(entry.changes, entry.first):
@@ -522,17 +597,55 @@ class Replica:
 
     def operations_since(self, number: int, have: Vector) -> dict[str, Dot]:
         """The operation ids of changes that a vector misses, as far as they are remembered."""
-        return {
-            operation: (actor, n)
-            for operation, (p, actor, n) in self.operations.items()
-            if p == number and have.get(actor, 0) < n
-        }
+        return self.operations.since(number, have)
 
     def behind(self, number: int, wanted: Mapping[str, int]) -> bool:
         """Does a reader's token ask for more than is durable here?"""
         return not within(wanted, self.durable[number])
 
+    def unreachable(
+        self, number: int, wanted: Mapping[str, int], said: Callable[[str], Mapping[str, Vectors]]
+    ) -> tuple[str, str] | None:  # fmt: skip
+        """Of a reader's token, an actor of which no replica will ever have what it has, and why; None: it may come.
+
+        What the actor's node lost with its disk, or what it alone had when it was retired, may be at another replica
+        still: so all that count must have said that they have it not, since that node can't have sent anything more.
+        `said` gives what they said since then. Of other regions' actors nothing is known here."""
+        partition, peers = self.partitions[number], self.peers[number]
+        counting = {node for node in self.counting_peers(number) if not self.retirement.is_away(node)}
+        for actor, n in wanted.items():
+            if partition.vector.get(actor, 0) >= n or actor in partition.waiting:
+                continue
+            if actor == self.actor:
+                return actor, f"node {self.node} has lost it: its disk is an older one"
+            why = self._ended(actor)
+            if why:
+                vectors = {node: held.get(number, {}) for node, held in said(actor).items() if node in peers}
+                if counting <= vectors.keys() and all(vector.get(actor, 0) < n for vector in vectors.values()):
+                    return actor, why
+        return None
+
+    def may_be_unreachable(self, number: int, wanted: Mapping[str, int]) -> bool:
+        """Is there in a token what is not here, of an actor that makes no changes any more?"""
+        missing = [actor for actor, n in wanted.items() if self.partitions[number].vector.get(actor, 0) < n]
+        return any(actor == self.actor or self._ended(actor) for actor in missing)
+
     # -- within -----------------------------------------------------------------------------------------------------
+
+    def _ended(self, actor: str) -> str:
+        """Why an actor of this region makes no changes any more; empty: it does, or that is not known."""
+        region, node = node_of(actor)
+        if region != node_of(self.actor)[0]:
+            return ""
+        if node == self.node:
+            return f"node {node} goes on as {self.actor}, without it" if actor != self.actor else ""
+        if self.retirement.is_away(node):
+            return f"node {node} was away for too long and is retired"
+        others = self.members if self.members is not None else {peer for peers in self.peers.values() for peer in peers}
+        if node not in others:
+            return f"no node of the cluster is called {node!r}"
+        newest = self.actors.get(node, actor)
+        return f"node {node} goes on as {newest}, without it" if newest != actor else ""
 
     def _refuses(self, delta: Delta) -> bool:
         """Does a delta come from a retired disk, from one that never saw what was forgotten here, or from a node that
@@ -568,6 +681,7 @@ class Replica:
 
     def _journal_delta(self, delta: Delta, raw: bytes) -> None:
         self._turn.journal.append(raw)
+        self.awaited = self.awaited or self._is_awaited(delta.partition, delta.actor)
         self._turn.acks.setdefault(delta.actor, {})[delta.partition] = delta.first + len(delta.changes) - 1
         self._touch(delta.partition, [change.id for change in delta.changes])
         for n, change in enumerate(delta.changes, delta.first):
@@ -591,14 +705,12 @@ class Replica:
         dot, known = (number, actor, n), self.operations.get(operation)
         if known is not None and self.partitions[known[0]].vector.get(known[1], 0) >= known[2]:
             return known != dot  # that change is here; of this one it may only have been heard
-        self.operations[operation] = dot
-        if len(self.operations) > OPERATIONS_REMEMBERED_MAX:
-            self.operations.popitem(last=False)
+        self.operations.put(operation, *dot)
         return known is not None and known != dot
 
     @staticmethod
     def _new_turn() -> Turn:
-        return Turn([], [], {}, {}, [], [], [], set())
+        return Turn([], [], {}, {}, [], [], [], set(), [])
 
 
 def _encoded(delta: Delta) -> list[bytes]:

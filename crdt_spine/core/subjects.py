@@ -14,6 +14,8 @@ class Subjects:
         self.prefix = f"spine.{cluster}"
         self.deltas = f"{self.prefix}.delta.*"
         self.all_vectors = f"{self.prefix}.vectors.*"
+        self.lock = f"{self.prefix}.lock"
+        self.fence = f"{self.prefix}.fence"
 
     def delta(self, partition: int) -> str:
         return f"{self.prefix}.delta.{partition}"
@@ -35,6 +37,12 @@ class Subjects:
 
     def record(self, node: str) -> str:
         return f"{self.prefix}.node.{node}.record"
+
+    def round(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.round"
+
+    def rounded(self, node: str) -> str:
+        return f"{self.prefix}.node.{node}.rounded"
 
     def strays(self, node: str) -> str:
         return f"{self.prefix}.node.{node}.strays"

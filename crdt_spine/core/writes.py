@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from crdt_spine.core.causality import version_text
 from crdt_spine.core.document import advance, complete, key_of, opened, state_vector, text_in
 from crdt_spine.core.messages import Change, Delete, Edit, EditDocument, Store
 from crdt_spine.core.open_documents import OpenDocuments
@@ -57,10 +56,10 @@ def edit(operation: Edit, record: Record | None, time: int, agent: str, operatio
     """The change that edits a living memory. Raises Refused: NotFound, VersionConflict, InvalidInput."""
     if record is None or not record.alive or record.expired(time):
         raise Refused("NotFound", f"there is no memory {operation.id!r}")
-    if operation.if_version is not None and operation.if_version != version_text(record.version):
+    if operation.if_version is not None and operation.if_version != record.etag:
         raise Refused(
             "VersionConflict",
-            f"memory {operation.id!r} is at version {version_text(record.version)!r}, not {operation.if_version!r}",
+            f"memory {operation.id!r} is at version {record.etag!r}, not {operation.if_version!r}",
         )
     tags = (record.tags.keys() - set(operation.remove)) | set(operation.add)
     if len(tags) > TAGS_MAX:

@@ -26,6 +26,7 @@ GATHER_FROM = 3  # changes in the last turn, from which on there is load, and la
 GATHER_SLICE_SECONDS = 0.002  # a commit is put off by as long, again and again, while that brings ...
 GATHER_GROWTH = 0.15  # ... at least this share of what there is: six times where changes come evenly ...
 GATHER_CHANGES_MAX = 64  # ... and there are fewer than this
+PATIENCE_SECONDS = 0.01  # what nobody waits for waits this long for something that somebody waits for
 SMOOTHING = 1 / 8  # of a new measurement of how long a turn takes
 
 
@@ -44,16 +45,21 @@ class Committer:
         self.rows: deque[tuple[int, int]] = deque()  # (sequence, operations in it), for pruning
         self._thread = ThreadPoolExecutor(1, "journal")
         self._wake = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None  # when what nobody waits for is to be committed
         self._barriers: list[asyncio.Future[bool]] = []  # for the next turn
         self._reached: list[asyncio.Future[bool]] = []  # for the turn that is being written
         self._next: list[Callable[[], None]] = []  # what is to be done between two turns, once the open one is durable
         self._committing = False
         self._last_changes = 0
 
-    def touch(self) -> None:
-        """Something is to be committed."""
-        if not self._wake.is_set():
+    def touch(self, awaited: bool = True) -> None:
+        """Something is to be committed: now, or, where nobody waits for it, with the next thing that somebody does."""
+        if self._wake.is_set():
+            return
+        if awaited:
             self._wake.set()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._wake.set)
 
     async def barrier(self) -> None:
         """Return once everything that has taken effect in memory so far is durable, however long the disk is full."""
@@ -63,7 +69,7 @@ class Committer:
     async def durable(self) -> bool:
         """Wait until everything that has taken effect in memory so far is durable; False: the disk is full, it is not,
         and nobody knows when."""
-        if not self._committing and not self._wake.is_set():
+        if not self._committing and not self._wake.is_set() and self._soon is None:
             return True
         if self.full:
             return False
@@ -98,6 +104,9 @@ class Committer:
             if self._last_changes >= GATHER_FROM:
                 await self._gather()
             self._wake.clear()
+            if self._soon is not None:
+                self._soon.cancel()
+                self._soon = None
             self._reached, self._barriers = self._barriers, []
             between, self._next = self._next, []
             turn = self.replica.end_turn()

@@ -347,10 +347,15 @@ def _kind(event: Event, selection: Selection) -> Kind | None:
     if after.alive:
         if not _matches(selection, after):
             return None
+        if before is not None and was_alive and before.etag == after.etag:
+            return None  # it was sealed (core/whole.py)
         if before is None or not was_alive or before.life.origin != after.life.origin:
-            return "stored"
+            strong = after.life.value.strong
+            return "updated" if was_alive and strong is not None and strong.edit else "stored"
         # A change that lost to a later one (a retry's first attempt, say) is in the version, but nobody can see it.
         return None if same_memory(before, after) else "updated"
+    if after.life.value.strong is not None and after.life.value.strong.sealed is not None and not was_alive:
+        return None  # nor was there anything before
     if before is None:  # a sync brought it to a node that had missed it; its subscriber may have heard of it elsewhere
         return "deleted" if _matches(selection, after) else None
     return "deleted" if was_alive and _matches(selection, before) else None

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
-from crdt_spine.node.flush_share import BUSY_OPERATIONS_PER_SECOND, FlushShare
+from crdt_spine.node.share import FLUSH_OPERATIONS_PER_SECOND, Demand, FlushShare
 from crdt_spine.storage.engine import Checkpoint, Engine, StorageFull
 from crdt_spine.storage.records import RecordStore
 
@@ -28,7 +28,9 @@ HURRY_FROM = 0.75  # of it: what a flush holds is not counted, so that is the ne
 FLUSH_SECONDS = 10.0  # how much journal a restart may have to replay, in time
 TEXT_RECORDS = 1_000  # in one transaction of the text index
 TEXT_BACKLOG_MAX = 25_000  # above it the index works without pause, however busy the node is
-CHECK_SECONDS = 0.1
+CHECK_SECONDS = 0.1  # between two looks at whether a flush is due, while texts wait or there is much to flush ...
+CALM_CHECK_SECONDS = 0.5  # ... and otherwise: a node has other things to do, and many nodes may share a machine
+CALM_BELOW = FLUSH_FROM / 4
 WIPED_AT_ONCE = 1_000  # records of a partition that goes, in one transaction
 WIPED_ROWS_AT_ONCE = 64  # of the history, each with the versions of many memories
 RETRY_SECONDS = 1.0  # while the disk is full
@@ -44,13 +46,13 @@ class Flusher:
         engine: Engine,
         committer: Committer,
         checkpoint: Callable[[], Checkpoint],
-        operations: Callable[[], int],
+        demand: Demand,
     ) -> None:
         self.store = store
         self.engine = engine
         self.committer = committer
         self.checkpoint = checkpoint
-        self.operations = operations
+        self.demand = demand
         self.text_backlog = 0
         self._thread = ThreadPoolExecutor(1, "tables")
         self._one = asyncio.Lock()
@@ -61,18 +63,17 @@ class Flusher:
         """Flush and index when due, until cancelled."""
         loop = asyncio.get_running_loop()
         self._last = loop.time()
-        operations = self.operations()
         self.text_backlog = await loop.run_in_executor(self._thread, self.engine.index_text, 0)
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            pause = CHECK_SECONDS if self.text_backlog or self.store.behind() >= CALM_BELOW else CALM_CHECK_SECONDS
+            await asyncio.sleep(pause)
             due = self.store.behind() >= FLUSH_FROM or loop.time() - self._last >= FLUSH_SECONDS
             try:
                 if due and (self.store.dirty or self.store.recent):
-                    await self._flush(FlushShare(self.operations, self._hurries))
+                    await self._flush(FlushShare(self.demand, self._hurries))
                 elif due:
                     self._last = loop.time()
-                operations, before = self.operations(), operations
-                idle = operations - before < BUSY_OPERATIONS_PER_SECOND * CHECK_SECONDS
+                idle = self.demand.here < FLUSH_OPERATIONS_PER_SECOND
                 if self.text_backlog and (idle or self.text_backlog > TEXT_BACKLOG_MAX):
                     await self._index(20 if self.text_backlog > TEXT_BACKLOG_MAX else 2)
             except StorageFull as error:
@@ -153,6 +154,9 @@ class Flusher:
         """Everything that was acknowledged before this call can be found by its words afterwards."""
         if self.store.dirty or self.store.flushing:
             await self.flush()
+        with self._in_a_hurry():
+            async with self._one:
+                pass  # a flush that has just ended has said by now how much waits for the index
         while self.text_backlog:
             await self._index(5)
 

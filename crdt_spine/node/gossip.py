@@ -68,6 +68,7 @@ class Gossiper:
         self._late = 0.0  # seconds by which the timer was late, smoothed
         self._operations = (time.monotonic(), 0)
         self._load = 0
+        self.load_elsewhere = 0  # operations a second that agents ask of the other nodes; as of the last tick
         self._digest = (-1, 0)  # of the vectors, as they were in that turn
         self._known: frozenset[str] = frozenset()
 
@@ -133,6 +134,7 @@ class Gossiper:
 
     def _tell(self) -> None:
         fares, now = self.fares(), time.monotonic()
+        self.load_elsewhere = self.gossip.load_elsewhere
         since, before = self._operations
         if now - since >= 1.0:
             self._load = round((fares.operations - before) / (now - since))

@@ -6,7 +6,7 @@
     gossip.py       who is alive and well
     reseeding.py    after being away for too long                           past.py     what was
     seats.py        what the node holds       steward.py   changes of the cluster   register.py where they are decided
-    quorum_reads.py reads that several replicas answer
+    quorum_reads.py reads that several replicas answer                      strong.py   linearizable operations
 
 The rules are in crdt_spine/core; here is only when things happen.
 """
@@ -27,27 +27,27 @@ from crdt_spine.config import LimitsConfig
 from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import HybridClock, at_milliseconds, milliseconds_of
 from crdt_spine.core.drift import describe
+from crdt_spine.core.levels import Overrides
 from crdt_spine.core.membership import Member, Membership, to_json
 from crdt_spine.core.messages import (
     Delete,
-    Delta,
     FeedClose,
     FeedCommand,
     FeedCredit,
     FeedOpen,
     Hello,
     NodeState,
-    SyncPage,
     Unreadable,
     encode,
 )
 from crdt_spine.core.quorum import Waiting
-from crdt_spine.core.replica import Refused, Replica, Turn
+from crdt_spine.core.replica import Entry, Refused, Replica, Turn
 from crdt_spine.core.retirement import Retirement
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds
+from crdt_spine.node.fences import FenceKeeper
 from crdt_spine.node.flusher import Flusher
 from crdt_spine.node.gossip import Fares, Gossiper
 from crdt_spine.node.identity import Identity
@@ -60,8 +60,10 @@ from crdt_spine.node.replication import Replication
 from crdt_spine.node.reseeding import Reseeding
 from crdt_spine.node.seats import Deltas, Seats
 from crdt_spine.node.service import Refusal, Service
+from crdt_spine.node.share import Demand
 from crdt_spine.node.steward import Steward
 from crdt_spine.node.stray_keeper import StrayKeeper
+from crdt_spine.node.strong import StrongOperations
 from crdt_spine.storage.engine import Checkpoint, Engine, PartitionSummary, StorageFull
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Message, Subscription, Transport
@@ -76,7 +78,7 @@ SILENCE_SAVED_SECONDS = 10.0  # at most so often, and ...
 SILENCE_LOST_MAX = 0.01  # ... as this share of a retirement: how much silence a restart may forget
 REACHABLE_MILLISECONDS = 20  # for as long a node believes what it found of its peers
 
-_decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_feed: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
 
 
@@ -130,14 +132,18 @@ class Node:
                 known = summary.forgotten_time
                 partition.forgotten_time = clock.highest if known is None else known
         self.committer = Committer(self.replica, engine, self._settled, checkpoint.through)
-        self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self._operations)
-        self.queries = Queries(self.store, engine, self.committer, self.flusher)
+        self.demand = Demand(self._operations, self._operations_elsewhere)
+        self.flusher = Flusher(self.store, engine, self.committer, self._checkpoint, self.demand)
+        self.queries = Queries(self.store, engine, self.committer, self.flusher, hello.partitions)
         self.past = PastReader(self.store, engine, self.committer)
         self.replica.report_to(self.store.find, self.store.replace)
         self.subjects = Subjects(hello.cluster)
+        self.replica.fences.restore(checkpoint.extra)
+        self.replica.promises.restore(checkpoint.extra, self.replica.partitions)
+        self.fences = FenceKeeper(id, self.replica, self.committer, transport, self.subjects)
         self.replication = Replication(
             id, hello.region, zone, self.replica, self.store, self.committer, transport, self.subjects, self._done,
-            self._operations, None if limits is None else limits.tombstone_seconds,
+            self.demand, None if limits is None else limits.tombstone_seconds,
         )  # fmt: skip
         self.identity.connect(self.replica, self.replication, self.committer)
         self.reseeding = Reseeding(
@@ -161,6 +167,14 @@ class Node:
             id, self.replica, self.store, self.committer, self.queries, self.past, transport, hello.partitions,
             self._may_write, self.status, self.quorum_reads, hello.read_quorum, self.strays,
         )  # fmt: skip
+        self.service.overrides = Overrides(hello.overrides)
+        self.service.said_since = self.replication.said_since
+        self.strong = StrongOperations(
+            self.replica, hello.partitions, self.committer, self.replication, transport, self.subjects,
+            self.service.strongly_done, lambda: self.seats.membership.epoch,
+        )  # fmt: skip
+        self.service.strong = self.strong
+        self.replication.on_acked = self.strong.acked
         self.deltas = Deltas(hello.partitions, self._listen_to_deltas)
         self.seats.connect(
             self.replica, self.store, self.committer, self.flusher, self.identity, self.replication, self.feeds,
@@ -173,6 +187,7 @@ class Node:
         if register is not None:
             self.service.reshape = self.steward.propose
         self.service.pulled = self.replication.is_pulled
+        self.replication.awaited = lambda: self.service.parked
         self.metrics = Metrics(self.replica, self.replication, engine, self.service.load)
         self.health = Gossiper(id, zone, transport, self.subjects, lambda: self.seats.seen.nodes, self._fares)
         self.gossips = register is not None  # an embedded node is alone
@@ -214,11 +229,16 @@ class Node:
         await self._listen(subjects.record(self.id), self.quorum_reads.take)
         if self.strays is not None:
             await self._listen(subjects.strays(self.id), self.strays.take)
+        self._subscriptions += await self.fences.start()
+        self._subscriptions += await self.strong.start()
         await self._listen(subjects.rpc(self.id), self.service.take)
         await self._listen(subjects.feed(self.id), self._take_feed)
         await self._listen(DISCOVERY_SUBJECT, self._introduce)
         if not self.identity.to_compare:
             self._on_serving("")
+        if self.gossips:
+            self._run(self.fences.ask_others())
+        self._run(self.strong.run())
         self._run(self.identity.run())
         self._run(self.reseeding.run())
         self._run(self._save_silence())
@@ -245,6 +265,7 @@ class Node:
         self.replication.close()
         self.service.close()
         self.quorum_reads.close()
+        self.strong.close()
         if self.strays is not None:
             self.strays.close()
         if self._tasks and not self._tasks[0].done():
@@ -315,7 +336,8 @@ class Node:
             extra={
                 "cluster": self.hello.cluster, "region": self.hello.region, "node": self.id,
                 "partitions": self.hello.partitions, "clock": self.replica.clock.highest, **self.identity.saved,
-                **self.replica.retirement.saved, **self.seats.saved,
+                **self.replica.retirement.saved, **self.seats.saved, **self.replica.fences.saved,
+                **self.replica.promises.saved,
                 **({} if self.strays is None else self.strays.saved),
             },
         )  # fmt: skip
@@ -340,6 +362,7 @@ class Node:
 
     def _settled(self, turn: Turn, done: list[Waiting]) -> None:
         self.replication.settled(turn)
+        self.strong.settled(turn)
         self.service.done(done)
         if turn.events:
             self.feeds.settled(turn.events, turn.repeats)
@@ -351,6 +374,7 @@ class Node:
         self.service.closed = problem
         self.replication.believed = not problem
         if problem:
+            self.strong.void()
             self.feeds.dismiss(problem)
             self.service.settled()
         if self.replication.state != "stopping":
@@ -360,6 +384,10 @@ class Node:
     def _operations(self) -> int:
         """How much the agents have asked so far."""
         return self.service.reads + self.service.counts["writes"]
+
+    def _operations_elsewhere(self) -> float:
+        """How much they ask of the other nodes, a second."""
+        return self.health.load_elsewhere
 
     def _done(self, done: list[Waiting]) -> None:
         if done:
@@ -428,7 +456,7 @@ class Node:
         too long for a quorum."""
         expired = 0.0
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(EXPIRE_SECONDS / (4 if self.service.waiting or self.service.parked else 2))
             self.service.load.look()
             self.service.failed(self.replica.expire(_now()))
             self.service.settled()
@@ -452,9 +480,7 @@ class Node:
     def _expired(self) -> list[str]:
         """Memories past their time, some of those in the tables and all that are not there yet."""
         now = at_milliseconds(_now())
-        fresh = self.store.unflushed().items()
-        soon = [id for id, entry in fresh if entry.record is not None and entry.record.expired(now)]
-        return soon + self.engine.expired(now, EXPIRED_AT_ONCE)
+        return self.store.expired(now) + self.engine.expired(now, EXPIRED_AT_ONCE)
 
     # -- status -----------------------------------------------------------------------------------------------------
 
@@ -511,6 +537,7 @@ class Node:
         }
         refused = self.service.counts["refused"] + replication.counts["refused"] + self.refused_feeds
         refused += self.quorum_reads.counts["records_refused"] + self.health.counts["refused"]
+        refused += self.fences.refused
         pages, pages_read = self.engine.pages()
         report = {
             "id": self.id,
@@ -547,6 +574,7 @@ class Node:
                 **self.service.counts,
                 **replication.counts,
                 **self.quorum_reads.counts,
+                **self.strong.counts,
                 **({} if self.strays is None else self.strays.counts),
                 "retired_refused": self.replica.retirement.refused.total(),
                 "tables_pages": pages,

@@ -96,6 +96,8 @@ def hello_of(config: ClusterConfig, id: str) -> Hello:
         placement=config.placement,
         default_level=config.consistency.default,
         overrides=[(tuple(override.tags), override.model) for override in config.consistency.overrides],
+        lock_ttl_seconds=config.locks.ttl_seconds,
+        lock_ttl_seconds_max=config.locks.ttl_seconds_max,
     )
 
 

@@ -16,7 +16,9 @@ from itertools import islice
 import msgspec
 
 from crdt_spine.core import codec
+from crdt_spine.core.causality import within
 from crdt_spine.core.messages import Hit, Query, Result, Vectors
+from crdt_spine.core.placement import partition_of
 from crdt_spine.core.record import Record
 from crdt_spine.core.selection import Selection
 from crdt_spine.limits import RELEVANCE_RESULTS_MAX
@@ -33,7 +35,10 @@ PAGE_BYTES_MAX = 512 * 1024  # a page that would be larger ends earlier; its cur
 class Queries:
     """`answer` from the event loop; the work is done on threads."""
 
-    def __init__(self, store: RecordStore, engine: Engine, committer: Committer, flusher: Flusher) -> None:
+    def __init__(
+        self, store: RecordStore, engine: Engine, committer: Committer, flusher: Flusher, partitions: int
+    ) -> None:  # fmt: skip
+        self.partition_count = partitions
         self.store = store
         self.engine = engine
         self.committer = committer
@@ -94,7 +99,7 @@ class Queries:
             reverse=newest,
         )
         page = islice(merge_sorted(tables, memory, key=_place, reverse=newest), wanted)
-        make = _causal_hit if query.causal else _hit
+        make = _causal_hit if query.causal else self._hit
         return _filled(make(created, id, state) for created, id, state in page)
 
     def _search(self, query: Query, text: str, partitions: list[int], now: int) -> list[Hit]:
@@ -102,8 +107,15 @@ class Queries:
         shown = set(query.shown)
         wanted = min(query.limit + 1 + len(shown), RELEVANCE_RESULTS_MAX + 1)
         found = self.engine.search(text, query.selection, query.order, wanted, query.after, partitions, now)
-        hits = [_hit(f.created, f.id, f.state, score) for score, f in found if f.id not in shown]
+        hits = [self._hit(f.created, f.id, f.state, score) for score, f in found if f.id not in shown]
         return hits[: query.limit + 1]
+
+    def _hit(self, created: int, id: str, state: bytes | Record, score: float = 0.0) -> Hit:
+        """A hit; one that is ahead of its partition's vector, since a sync is not over, says what it has."""
+        record = state if isinstance(state, Record) else codec.from_bytes(id, state)
+        durable = self.committer.replica.durable.get(partition_of(id, self.partition_count), {})
+        changes = {} if within(record.version, durable) else record.version
+        return Hit(created=created, id=id, memory=msgspec.Raw(encoded(record)), score=score, changes=changes)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -141,11 +153,6 @@ def _bytes(hit: Hit) -> int:
 
 def _place(hit: tuple[int, str, bytes | Record]) -> tuple[int, str]:
     return hit[0], hit[1]
-
-
-def _hit(created: int, id: str, state: bytes | Record, score: float = 0.0) -> Hit:
-    record = state if isinstance(state, Record) else codec.from_bytes(id, state)
-    return Hit(created=created, id=id, memory=msgspec.Raw(encoded(record)), score=score)
 
 
 def _causal_hit(created: int, id: str, state: bytes | Record) -> Hit:

@@ -15,6 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -37,29 +38,34 @@ from crdt_spine.core.messages import (
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica, Turn, node_of
+from crdt_spine.core.rounds import vouched
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.limits import (
     ANNOUNCE_SECONDS,
     BATCH_BYTES_TARGET,
+    CATCH_UP_SHARE_MAX,
     PEER_SILENT_SECONDS_MAX,
     REPAIR_GRACE_SECONDS,
+    SYNC_SHARE_MAX,
+    TAKING_SHARE_MAX,
     TOMBSTONE_SECONDS_MIN,
 )
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.lag import Lag
 from crdt_spine.node.repairs import Repairs
+from crdt_spine.node.share import Demand, PageShare
 from crdt_spine.node.stray_keeper import StrayKeeper
-from crdt_spine.node.sync_share import SyncShare
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Disconnected, Message, NobodyListens, Transport
 
 log = logging.getLogger(__name__)
 
 SYNCS_AT_ONCE = 8  # partitions that are pulled, from all peers together
-TAKING_SHARE_MAX = 0.5  # of a node's time for what it takes from others, while agents ask it for something
 PAGE_SECONDS_MAX = 5.0
+LAST_WORDS_SECONDS = 0.5  # after a node has another name: what it sent under the old one is on its peers' disks
 TOMBSTONES_AT_ONCE = 500  # in a partition
 COLLECT_SECONDS = 10.0
+PAUSE_SECONDS_MIN = 0.1  # between two looks at what is to be done
 
 _decode_ack = msgspec.json.Decoder(Ack).decode
 _decode_announcement = msgspec.json.Decoder(Announcement).decode
@@ -90,7 +96,7 @@ class Replication:
         transport: Transport,
         subjects: Subjects,
         on_done: Callable[[list[Waiting]], None],
-        operations: Callable[[], int],
+        demand: Demand,
         tombstone_seconds: float | None = None,
     ) -> None:
         self.node = node
@@ -105,7 +111,10 @@ class Replication:
         self.tombstone_seconds = TOMBSTONE_SECONDS_MIN if tombstone_seconds is None else tombstone_seconds
         self.nodes = frozenset(peer for peers in replica.peers.values() for peer in peers)
         self.state: NodeState = "starting"
+        self.awaited: Callable[[], bool] = lambda: False  # does an agent wait for what others have?
         self.peers: dict[str, Peer] = {}
+        self._began = time.monotonic()
+        self._named: dict[str, float] = {}  # when a peer was first heard under its name of now, monotonic seconds
         self.counts: Counter[str] = Counter()
         self.heard_peer = asyncio.Event()
         self.answered: set[str] = set()  # the peers that said what they know of this node
@@ -128,12 +137,16 @@ class Replication:
         self._syncs: dict[int, asyncio.Task[bool]] = {}
         self._sources: dict[int, str] = {}  # of the syncs under way
         self.unripe: dict[int, frozenset[str]] = {}  # replicas that do not have yet what others have, by partition
+        self.on_acked: Callable[[Ack], None] = lambda ack: None
         self.on_pulled: Callable[[int], None] | None = None  # a sync of a partition is over, whatever came of it
-        self._sync_ended = asyncio.Event()
+        self._look_again = asyncio.Event()  # a sync ended, or there is a first gap
+        self._collect_seconds = min(COLLECT_SECONDS, max(0.5, self.tombstone_seconds))
         self.repairs = Repairs()
         self.lag = Lag(replica.durable)
-        self.giving = SyncShare(operations)  # what pages for others take of this node's time ...
-        self.taking = SyncShare(operations, TAKING_SHARE_MAX)  # ... and what they brought from others
+        self.giving = PageShare(demand, SYNC_SHARE_MAX)  # what pages for others take of this node's time ...
+        self.taking = PageShare(demand, TAKING_SHARE_MAX, CATCH_UP_SHARE_MAX)  # ... and what they brought from others
+        self._pages = ThreadPoolExecutor(1, "pages")
+        self.closed = False
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +157,10 @@ class Replication:
         for actor, reached in turn.acks.items():
             region, node = node_of(actor)
             if region == self.region and node != self.node:
-                self.transport.send(self.subjects.ack(node), encode(Ack(node=self.node, actor=actor, reached=reached)))
+                ack = Ack(
+                    node=self.node, actor=actor, reached=reached, terms=vouched(self.replica, actor, reached)
+                )  # fmt: skip
+                self.transport.send(self.subjects.ack(node), encode(ack))
 
     def announce(self, answers: str = "") -> None:
         """Say what is durable here; in answer to a node that starts also what that one had said to have."""
@@ -180,7 +196,7 @@ class Replication:
             line = encode(delta) if b"\n" in raw else raw  # a journal row is lines
             if not self.replica.receive(delta, line, now):
                 self._mark_behind(delta.partition, node_of(delta.actor)[1])
-        self.committer.touch()
+        self.committer.touch(self.replica.awaited or self.awaited())
         while self.store.behind() >= 2 or self.committer.full:
             await asyncio.sleep(0.02)
 
@@ -191,6 +207,7 @@ class Replication:
         except Unreadable:
             self.counts["refused"] += 1
             return
+        self.on_acked(ack)
         self.on_done(self.replica.ack(ack))
 
     def take_announcement(self, message: Message) -> None:
@@ -225,6 +242,8 @@ class Replication:
         self.lag.hear(announcement.node, announcement.vectors)
         ahead = max(0, announcement.now - now)
         self.peers[announcement.node] = Peer(time.monotonic(), announcement, lag, ahead)
+        if known is None or known.announcement.actor != announcement.actor:
+            self._named[announcement.node] = time.monotonic()
         self.heard_peer.set()
         if not self.blank and not self.renaming() and self.replica.lost(announcement):
             self.usurped.set()
@@ -309,7 +328,7 @@ class Replication:
             return  # promised by this node before it lost its disk
         upto = dict(self.replica.durable[number]) if request.upto is None else request.upto
         async with self.giving.turn():
-            page = self._page(request, number, upto)
+            page = await self._page(request, number, upto)
         if page is None:
             return
         if not await self.committer.durable() or number not in self.replica.partitions:
@@ -317,22 +336,19 @@ class Replication:
         self.counts["sync_records_sent"] += len(page.records)
         self.transport.send(message.reply, encode(page))
 
-    def _page(self, request: SyncRequest, number: int, upto: Vector) -> SyncPage | None:
-        """The page that is asked for; None: the partition is not here any more."""
-        if number not in self.replica.partitions:
+    async def _page(self, request: SyncRequest, number: int, upto: Vector) -> SyncPage | None:
+        """The page that is asked for; None: the partition is not here any more. Its records are read and encoded in a
+        thread of their own: agents do not wait for them."""
+        partition = self.replica.partitions.get(number)
+        if partition is None or self.closed:
+            return None
+        limit = min(request.limit, self.giving.records_max())
+        read = self.store.since(number, request.have, request.after, limit)
+        loop = asyncio.get_running_loop()
+        encoded, last, seconds = await loop.run_in_executor(self._pages, _encoded, read, request.have, limit)
+        if self.replica.partitions.get(number) is not partition:
             return None
         began = time.thread_time()
-        limit = min(request.limit, self.giving.records_max())
-        records = self.store.changed(number, request.have, request.after, limit)
-        encoded: list[tuple[str, msgspec.Raw]] = []
-        size = 0
-        for record in records:
-            state = codec.to_json(record, request.have)
-            size += len(bytes(state))
-            if size > BATCH_BYTES_TARGET and encoded:
-                break
-            encoded.append((record.id, state))
-        last = len(encoded) == len(records) < limit
         page = SyncPage(
             partition=number,
             records=encoded,
@@ -345,7 +361,7 @@ class Replication:
             forgotten=self.replica.partitions[number].forgotten,
             strays=self.strays.own.packed(number) if last and self.strays is not None else None,
         )
-        self.giving.spent(time.thread_time() - began, len(encoded))
+        self.giving.spent(seconds + time.thread_time() - began, len(encoded))
         return page
 
     # -- who is there -----------------------------------------------------------------------------------------------
@@ -385,9 +401,11 @@ class Replication:
                 self._judge_silence(now - ticked)
                 ticked = now
                 self.announce()
+                self.replica.miss(self.nodes - self.alive())
                 self.replica.drain(_now())
-                self.committer.touch()
-            if self.state == "up" and now - collected >= min(COLLECT_SECONDS, max(0.5, self.tombstone_seconds)):
+                if self.replica.pending:
+                    self.committer.touch()
+            if self.state == "up" and now - collected >= self._collect_seconds:
                 collected = now
                 self._collect()
             for number, (source, since) in list(self._behind.items()):
@@ -403,9 +421,19 @@ class Replication:
                     if may and best in self.replica.peers.get(number, ()) and self._still_behind(number, best):
                         self._start_sync(number, best)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REPAIR_GRACE_SECONDS / 3):  # wait_for may swallow a cancellation
-                    await self._sync_ended.wait()
-            self._sync_ended.clear()
+                async with asyncio.timeout(self._pause(announced, collected)):  # wait_for may swallow a cancellation
+                    await self._look_again.wait()
+            self._look_again.clear()
+
+    def _pause(self, announced: float, collected: float) -> float:
+        """For how many seconds there is nothing to do, unless a sync ends or a first gap is found."""
+        due = [announced + ANNOUNCE_SECONDS]
+        if self.state == "up":
+            due.append(collected + self._collect_seconds)
+        if len(self._syncs) < SYNCS_AT_ONCE:
+            gaps = (since for number, (_, since) in self._behind.items() if number not in self._syncs)
+            due += [since + REPAIR_GRACE_SECONDS for since in gaps]
+        return max(PAUSE_SECONDS_MIN, min(due) - time.monotonic())
 
     def is_pulled(self, number: int) -> bool:
         """Does a partition miss what does not come by itself any more, but page by page?"""
@@ -427,6 +455,13 @@ class Replication:
         return {
             node for node, peer in self.peers.items() if self._hears(peer) and peer.announcement.state != "stopping"
         }
+
+    def said_since(self, actor: str) -> dict[str, Vectors]:
+        """What the peers said to have since they can get nothing more from an actor that its node has given up: what
+        that had sent is in their vectors by then, or never will be."""
+        ended = self._named.get(node_of(actor)[1], self._began) + LAST_WORDS_SECONDS
+        peers = {node: peer for node, peer in self.peers.items() if peer.heard > ended and self._hears(peer)}
+        return {node: peer.announcement.vectors for node, peer in peers.items()}
 
     def silence(self) -> dict[str, float]:
         """For how many seconds each peer was not heard of that was heard of since this node began."""
@@ -464,8 +499,18 @@ class Replication:
         """Is it not known yet whether that node's disk can be believed? It will announce when it is."""
         return node in self.peers and self.peers[node].announcement.state == "starting"
 
+    def pull(self, number: int, source: str) -> None:
+        """Pull a partition from this peer now, if that can be: somebody waits for what it has."""
+        if number in self._syncs or source not in self.replica.peers.get(number, ()) or not self.believed:
+            return
+        if not self.replica.retirement.is_away(source) and not self._starts(source):
+            self._behind.pop(number, None)
+            self._start_sync(number, source)
+
     def _mark_behind(self, number: int, source: str) -> None:
         if number not in self._behind and source != self.node:
+            if self._behind.keys() <= self._syncs.keys():
+                self._look_again.set()  # nobody would look when its time has come
             self._behind[number] = (source, time.monotonic())
 
     def _best_source(self, number: int) -> str | None:
@@ -506,7 +551,7 @@ class Replication:
         def end(_: asyncio.Task[bool]) -> None:
             del self._syncs[number], self._sources[number]
             self.repairs.end(number)
-            self._sync_ended.set()
+            self._look_again.set()
             if number in self.replica.partitions and self.on_pulled is not None:
                 self.on_pulled(number)
 
@@ -597,6 +642,26 @@ class Replication:
     def close(self) -> None:
         for task in list(self._syncs.values()):
             task.cancel()
+        self.closed = True
+        self._pages.shutdown(wait=True)
+
+
+def _encoded(
+    read: Callable[[], list[tuple[str, Record | bytes]]], have: Vector, limit: int
+) -> tuple[list[tuple[str, msgspec.Raw]], bool, float]:
+    """A page's records as it carries them, to somebody who has everything within `have`: as many as fit a message, at
+    most `limit`. Then, whether there are no more, and the seconds of a processor that it took."""
+    began = time.thread_time()
+    records = read()
+    encoded: list[tuple[str, msgspec.Raw]] = []
+    size = 0
+    for id, one in records:
+        state = codec.stored_to_json(id, one, have) if isinstance(one, bytes) else codec.to_json(one, have)
+        size += len(bytes(state))
+        if size > BATCH_BYTES_TARGET and encoded:
+            break
+        encoded.append((id, state))
+    return encoded, len(encoded) == len(records) < limit, time.thread_time() - began
 
 
 def _now() -> int:

@@ -105,6 +105,7 @@ class Seats:
         self.left = asyncio.Event()  # this node was a member and is none any more: others have all that it had
         self._one = asyncio.Lock()
         self._one_wipes = asyncio.Lock()
+        self._dropped = asyncio.Event()  # there is something to wipe
         self._encoded = (saved, to_json(saved))
         self._compared: set[int] = set()
 
@@ -347,6 +348,10 @@ class Seats:
         """What the tables have of these partitions counts no more."""
         wiping, partitions = frozenset(numbers), self.hello.partitions
         self.wiping = set(wiping)
+        if wiping:
+            self._dropped.set()
+        else:
+            self._dropped.clear()
         self.store.ignored = (lambda id: partition_of(id, partitions) in wiping) if wiping else None
 
     # -- what went --------------------------------------------------------------------------------------------------
@@ -354,6 +359,7 @@ class Seats:
     async def wipe(self) -> None:
         """Wipe what is left of dropped partitions, until cancelled."""
         while True:
+            await self._dropped.wait()
             try:
                 await self._wipe(self.wiping)
             except StorageFull:

@@ -19,6 +19,8 @@ import msgspec
 from crdt_spine.core.causality import Vector, join, join_into, version_text, within
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.document import Document, key_of, part
+from crdt_spine.core.fences import outdated
+from crdt_spine.core.levels import Demand, Overrides, stricter
 from crdt_spine.core.messages import (
     Conflicts,
     Delete,
@@ -47,12 +49,15 @@ from crdt_spine.core.placement import partition_of
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica
+from crdt_spine.core.strong import Answer, Ask
 from crdt_spine.errors import InvalidInput
 from crdt_spine.limits import (
     OPERATION_SECONDS_MAX,
     QUORUM_READS_MAX,
     READ_WAIT_SECONDS_MAX,
     REQUESTS_WAITING_MAX,
+    STRONG_OPERATIONS_MAX,
+    STRONG_SECONDS_MAX,
 )
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.load import Load
@@ -60,6 +65,7 @@ from crdt_spine.node.past import PastReader
 from crdt_spine.node.queries import Queries
 from crdt_spine.node.quorum_reads import Question, QuorumReads
 from crdt_spine.node.stray_keeper import StrayKeeper
+from crdt_spine.node.strong import StrongOperations
 from crdt_spine.node.view import encoded, shown
 from crdt_spine.storage.records import UNPLACED, Entry, RecordStore
 from crdt_spine.transport.base import Disconnected, Message, Transport
@@ -72,6 +78,7 @@ _to_msgpack = msgspec.msgpack.Encoder().encode
 
 PACE_SECONDS_MAX = 0.001  # between two rounds of answers, if the first ...
 PACE_RESULTS = 10  # ... had this many
+UNREACHABLE_SECONDS_MAX = 1.5  # beyond READ_WAIT_SECONDS_MAX: for all peers to say that they have it not, either
 RESPONSE_BYTES_TARGET = 256 * 1024
 
 
@@ -85,15 +92,17 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Ticket:
-    """A write under way: whom to answer, and what the write gave."""
+    """A write, or a strong read, under way: whom to answer, and what the write gave."""
 
-    __slots__ = ("inbox", "operation", "partition", "record")
+    __slots__ = ("demand", "inbox", "operation", "partition", "record", "seen")
 
-    def __init__(self, inbox: str, operation: Write, partition: int) -> None:
+    def __init__(self, inbox: str, operation: Write | Get, partition: int, demand: Demand | None = None) -> None:
         self.inbox = inbox
         self.operation = operation
         self.partition = partition
+        self.demand = demand  # of an operation that nobody gave a level
         self.record: Record | None = None
+        self.seen: Vector = {}  # of its partition when it was done
 
 
 class Parked(msgspec.Struct, eq=False):
@@ -122,7 +131,7 @@ class Answers(msgspec.Struct, eq=False):
 
     results: list[Result]
     partitions: set[int]
-    ahead: Vectors = {}  # what they show beyond what is durable here: a sync that is not over brought it
+    ahead: Vectors = {}  # what they show, of when they were made: more may be durable by now, which nobody was shown
     merged: Vectors = {}  # of that, what other replicas had
 
 
@@ -158,8 +167,11 @@ class Service:
         self.quorum_reads = quorum_reads
         self.read_quorum = read_quorum
         self.strays = strays
+        self.overrides = Overrides()  # of the cluster
+        self.said_since: Callable[[str], dict[str, Vectors]] = lambda actor: {}  # replication.py
         self.readable: frozenset[int] = frozenset(replica.partitions)  # the partitions of which agents are answered ...
         self.writable = self.readable  # ... and take writes here (seats.py)
+        self.strong: StrongOperations  # the node's
         self.epoch = 0  # of the membership that this is by
         self.down: Callable[[], tuple[str, ...]] = tuple  # the nodes that are believed to be away
         self.reshape: Callable[[Reshape, str], Awaitable[msgspec.Raw]] | None = None  # steward.py
@@ -218,25 +230,35 @@ class Service:
             return True
         durable = self.replica.durable[number]
         wanted = token.get(number)
+        if operation.strong:
+            if wanted and not within(wanted, durable):
+                return False
+            self._do_strongly(Ask(Ticket(inbox, operation, number), number, operation))
+            return True
         news = wanted != durable
-        if (news and wanted and not within(wanted, durable)) or id in self.replica.unsettled:
+        demand = None
+        if operation.level is not None:
+            demand = self._demand(operation, None if entry is None else entry.record)
+            if self._more_is_demanded(inbox, operation, demand):
+                return True
+        relaxed = demand is not None and demand.level == "eventual"
+        if (news and wanted and not relaxed and not within(wanted, durable)) or id in self.replica.unsettled:
             return False
         self.reads += 1
         self.load.counts[number] += 1
-        reads = operation.reads or self.read_quorum
+        reads = 1 if relaxed else operation.reads or self.read_quorum
         if reads > 1 and (reads := min(reads, self.replica.counting[number])) > 1:
             self._ask_others(Asking(inbox, operation, entry, durable, wanted), number, reads)
             return True
         memory = None if entry is None else shown(entry, at_milliseconds(now), self.replica.documents)
         result = Result(i=operation.i) if memory is None else Result(i=operation.i, memory=memory)
+        result = _told(result, demand)
         record = None if entry is None else entry.record
-        if record is not None and not within(record.version, durable):
-            self._answer(inbox, result, number)
-            join_into(self._answers[inbox].ahead.setdefault(number, {}), record.version)
-        elif news:
-            self._answer(inbox, result, number)
-        else:  # the agent knows this vector already
-            self._answer(inbox, result)
+        self._answer(inbox, result)
+        if news:  # else the agent knows this vector already
+            self._showed(inbox, number, durable)
+        if record is not None and not within(record.version, durable):  # a sync that is not over has brought it
+            self._showed(inbox, number, record.version)
         return True
 
     def _ask_others(self, asking: Asking, number: int, needed: int) -> None:
@@ -266,18 +288,22 @@ class Service:
             self._answer(asking.inbox, result)
             return
         record, now = question.record, self._now()
+        demand = None if asking.operation.level is None else self._demand(asking.operation, record)
+        if demand is not None and self._more_is_demanded(asking.inbox, asking.operation, demand):
+            return
         if entry is not None and record is entry.record:
             memory = shown(entry, now, self.replica.documents)
         elif record is None or not record.alive or record.expired(now):
             memory = None
         else:
             memory = msgspec.Raw(encoded(record))
-        self._answer(asking.inbox, Result(i=i) if memory is None else Result(i=i, memory=memory))
+        found = Result(i=i) if memory is None else Result(i=i, memory=memory)
+        self._answer(asking.inbox, _told(found, demand))
         # Not what is durable by now: the answer does not show it, and its agent must not be taken to have seen it.
         seen = asking.vector if record is None else join(asking.vector, record.version)
         answers = self._answers[asking.inbox]
         if seen != asking.wanted:
-            join_into(answers.ahead.setdefault(question.number, {}), seen)
+            self._showed(asking.inbox, question.number, seen)
         if self.strays is not None and record is not None and (entry is None or record is not entry.record):
             join_into(answers.merged.setdefault(question.number, {}), record.version)
 
@@ -292,12 +318,23 @@ class Service:
             message = f"the write came to node {self.node} {now - request.by} ms too late"
             self._answer(inbox, Result(i=operation.i, error="Late", message=message, outcome="not applied"))
             return True
+        demand = None
+        relaxed = False
+        if not isinstance(operation, EditDocument) and operation.level is not None:
+            demand = self._demand(operation, self.store.get(operation.id))
+            if self._more_is_demanded(inbox, operation, demand):
+                return True
+            relaxed = demand.level == "eventual" and operation.level != "strong"
         partition = self.replica.partitions[number]
         wanted = request.token.get(number)
+        if relaxed:
+            operation, wanted = msgspec.structs.replace(operation, acks=1), None
         if wanted and not within(wanted, partition.vector):
             return False
         overload = self._overload()
-        refusal = Refusal(overload) if overload else self.may_write(number, operation.acks or 0, now)
+        strong = not isinstance(operation, EditDocument) and operation.strong
+        # Who is missing for a strong write, rounds find out, and say so at once.
+        refusal = Refusal(overload) if overload else self.may_write(number, 1 if strong else operation.acks or 0, now)
         if refusal is not None:
             self.counts["refused_writes"] += 1
             self._answer(
@@ -312,13 +349,26 @@ class Service:
             message = "metadata has a whole number that does not fit 64 bits"
             self._answer(inbox, Result(i=operation.i, error="InvalidInput", message=message, outcome="not applied"))
             return True
-        ticket = Ticket(inbox, operation, number)
-        agent = operation.agent or request.agent
+        operation_id, agent = f"{request.session}-{operation.i}", operation.agent or request.agent
+        if strong:
+            assert not isinstance(operation, EditDocument)
+            ticket = Ticket(inbox, operation, number, demand)
+            self._do_strongly(
+                Ask(ticket, number, operation, agent, operation_id, request.retry, _seen(operation, wanted))
+            )
+            return True
+        fence = None if isinstance(operation, EditDocument) else operation.fence
+        known = fence is not None and self.replica.operations.get(operation_id)
+        if fence is not None and not known and not self.replica.keep_fence(fence):
+            self.counts["fences_refused"] += 1
+            self._answer(inbox, Result(i=operation.i, error="FenceRejected", outcome="not applied",
+                                       message=outdated(fence, self.replica.fences.newest(fence.lock))))  # fmt: skip
+            return True
+        ticket = Ticket(inbox, operation, number, demand)
         try:
             ticket.record = self.replica.write(
-                number, operation, agent, f"{request.session}-{operation.i}", now, ticket, request.retry,
-                _seen(operation, wanted),
-            )  # fmt: skip
+                number, operation, agent, operation_id, now, ticket, request.retry, _seen(operation, wanted)
+            )
         except Refused as refused:
             if isinstance(operation, Delete) and refused.error == "NotFound":
                 result = Result(i=operation.i, existed=False)
@@ -326,11 +376,38 @@ class Service:
                 result = Result(i=operation.i, error=refused.error, message=str(refused), outcome="not applied")
             self._spawn(self._refuse(inbox, result, number))
             return True
+        ticket.seen = dict(partition.vector)
         self.counts["writes"] += 1
         self.load.counts[number] += 1
         self.waiting += 1
         self.committer.touch()
         return True
+
+    def _do_strongly(self, ask: Ask) -> None:
+        """A strong operation, by this node if it is the primary of its partition."""
+        number, ticket = ask.number, ask.ticket
+        if number not in self.writable:
+            self._answer(ticket.inbox, Result(i=ask.operation.i, error="NotHere", outcome="not applied"))
+            return
+        if self.strong.open >= STRONG_OPERATIONS_MAX:
+            message = f"node {self.node} has {self.strong.open} strong operations waiting"
+            self._answer(ticket.inbox, Result(i=ask.operation.i, error="Busy", message=message, outcome="not applied"))
+            return
+        if isinstance(ask.operation, Get):
+            self.reads += 1
+        else:
+            self.counts["writes"] += 1
+        self.load.counts[number] += 1
+        self.waiting += 1
+        self.strong.ask(ask)
+
+    def strongly_done(self, answer: Answer) -> None:
+        """What came of a strong operation."""
+        ticket: Ticket = answer.ask.ticket
+        self.waiting -= 1
+        self.counts["quorum_failures"] += answer.error == "QuorumFailed"
+        result = _strong_result(answer, ticket, self.replica.documents, self._now())
+        self._answer(ticket.inbox, _told(result, ticket.demand), ticket.partition)
 
     def _other(self, inbox: str, operation: Operation, token: Vectors) -> bool:
         """Queries, waits and status; False: not yet."""
@@ -380,6 +457,20 @@ class Service:
         self._answer(inbox, Result(i=operation.i, document=found), number)
         return True
 
+    def _demand(self, operation: Get | Store | Edit | Delete, record: Record | None) -> Demand:
+        """The level of an operation that nobody gave one, by its own tags and those that its memory has here."""
+        own = operation.tags if isinstance(operation, Store) else operation.add if isinstance(operation, Edit) else ()
+        tags = record.tags if record is not None and record.alive else ()
+        return self.overrides.demand(own, tags) or Demand(operation.default, "")
+
+    def _more_is_demanded(self, inbox: str, operation: Get | Store | Edit | Delete, demand: Demand) -> bool:
+        """Was it sent at a level that promises less? Then it is to come again at the other one."""
+        if operation.level is None or not stricter(demand.level, operation.level):
+            return False
+        result = Result(i=operation.i, error="Level", level=demand.level, because=demand.tag, outcome="not applied")
+        self._answer(inbox, result)
+        return True
+
     def _overload(self) -> str:
         if self.committer.full:
             return f"the disk of node {self.node} is full"
@@ -396,7 +487,11 @@ class Service:
         for one in waiting:
             ticket: Ticket = one.ticket
             self.waiting -= 1
-            self._answer(ticket.inbox, _written(ticket, self.replica.documents), ticket.partition)
+            result = _told(_written(ticket, self.replica.documents), ticket.demand)
+            # Not all that is durable by now: its agent has not seen what others have written over it since.
+            self._answer(ticket.inbox, result)
+            self._showed(ticket.inbox, ticket.partition, ticket.seen)
+            self._showed(ticket.inbox, ticket.partition, {one.actor: one.n})
 
     def failed(self, expired: list[tuple[Waiting, int]]) -> None:
         """These writes did not get their quorum in time; they are on this node's disk and may yet spread."""
@@ -426,6 +521,11 @@ class Service:
             result = Result(i=ticket.operation.i, error="NotHere", message=message, outcome="unknown")
             self._answer(ticket.inbox, result)
 
+    @property
+    def parked(self) -> bool:
+        """Does an operation wait for more to be durable here?"""
+        return bool(self._parked)
+
     def settled(self) -> None:
         """More is durable: look again at what had to wait."""
         if not self._parked:
@@ -445,7 +545,10 @@ class Service:
             else:
                 ready = self._other(one.inbox, operation, one.token)
             if not ready:
-                if one.deadline <= now:
+                lost, undecided = self._unreachable(one)
+                if lost is not None:
+                    self._answer(one.inbox, lost)
+                elif one.deadline <= now and not (undecided and now < one.deadline + UNREACHABLE_SECONDS_MAX):
                     message = f"node {self.node} has not reached the token within {READ_WAIT_SECONDS_MAX:g} s"
                     if self.committer.full:
                         message = f"the disk of node {self.node} is full, and what is asked for is not on it yet"
@@ -457,8 +560,34 @@ class Service:
     def _park(self, inbox: str, operation: Operation, token: Vectors, request: Request | None = None) -> None:
         if self._sent_elsewhere(inbox, operation, token):
             return
-        self._parked.append(Parked(inbox, operation, token, request, time.monotonic() + READ_WAIT_SECONDS_MAX))
+        parked = Parked(inbox, operation, token, request, time.monotonic() + READ_WAIT_SECONDS_MAX)
+        lost, _ = self._unreachable(parked)
+        if lost is not None:
+            self._answer(inbox, lost)
+            return
+        self._parked.append(parked)
         self.committer.touch()
+
+    def _unreachable(self, parked: Parked) -> tuple[Result | None, bool]:
+        """Will no replica ever have what an operation waits for? Then it is told so. And: is that about to be known?"""
+        i, id, undecided = parked.operation.i, getattr(parked.operation, "id", None), False
+        for number, wanted in parked.token.items():
+            mine = id is None or number == partition_of(id, self.partition_count)
+            if not mine or number not in self.replica.partitions or not self.replica.may_be_unreachable(number, wanted):
+                continue
+            found = self.replica.unreachable(number, wanted, self.said_since)
+            if found is not None and (found[0] != self.replica.actor or parked.deadline <= time.monotonic()):
+                actor, why = found
+                here = self.replica.durable[number].get(actor, 0)
+                self.counts["stale_tokens"] += 1
+                message = (
+                    f"the token has change {wanted[actor]} of {actor} in partition {number}, which no replica has, nor "
+                    f"will have: {why}. The session goes on without it: read again what you rely on"
+                )
+                gone = {number: {actor: here}}
+                return Result(i=i, error="StaleToken", message=message, gone=gone, outcome="not applied"), False
+            undecided = True
+        return None, undecided
 
     def _sent_elsewhere(self, inbox: str, operation: Operation, token: Vectors) -> bool:
         """Does an operation wait for what comes page by page? Another replica has it already."""
@@ -484,6 +613,11 @@ class Service:
         self._answer(inbox, result, number)
 
     async def _query(self, inbox: str, operation: Query, partitions: frozenset[int]) -> None:
+        if operation.strong:
+            await self._query_strongly(inbox, operation, partitions)
+            return
+        durable = self.replica.durable
+        vectors = {number: durable[number] for number in partitions if number in durable}  # before the picture is taken
         try:
             result = await self.queries.answer(operation, partitions, self._now())
             if operation.keys and self.strays is not None:
@@ -493,7 +627,32 @@ class Service:
             result = Result(i=operation.i, error="SpineError", message=f"node {self.node}: the query failed: {error!r}")
         if not partitions <= self.readable:  # one of them was dropped meanwhile
             result = Result(i=operation.i, error="NotHere")
-        self._answer(inbox, result, *partitions)
+        self._answer(inbox, result)
+        for number, vector in vectors.items() if result.error is None else ():
+            self._showed(inbox, number, vector)
+        for hit in result.hits or ():  # it is not to be shown any older elsewhere
+            if hit.changes:
+                self._showed(inbox, partition_of(hit.id, self.partition_count), hit.changes)
+
+    async def _query_strongly(self, inbox: str, operation: Query, partitions: frozenset[int]) -> None:
+        """A query that shows all that a majority of each partition has now: one with a token that says so."""
+        found = await self.strong.newest(partitions)
+        if isinstance(found, tuple):
+            self.counts["quorum_failures"] += 1
+            acks, needed, missing = found
+            message = (
+                f"{acks} of the {needed} replicas needed for a strong query answered; {', '.join(missing)} did not "
+                f"within {STRONG_SECONDS_MAX:g} s; nothing was read"
+            )
+            result = Result(
+                i=operation.i, error="QuorumFailed", message=message, outcome="not applied", acks_seen=acks,
+                acks_needed=needed, missing=missing,
+            )  # fmt: skip
+            self._answer(inbox, result)
+            return
+        weaker = msgspec.structs.replace(operation, strong=False)
+        if not self._other(inbox, weaker, found):
+            self._park(inbox, weaker, found)
 
     async def _past(self, inbox: str, operation: History | Conflicts) -> None:
         try:
@@ -545,13 +704,22 @@ class Service:
         if partitions:
             answers.partitions.update(partitions)
 
+    def _showed(self, inbox: str, number: int, vector: Vector) -> None:
+        """What was just said to an agent has this of a partition. Vectors are replaced, never changed."""
+        ahead = self._answers[inbox].ahead
+        known = ahead.get(number)
+        if known is None:
+            ahead[number] = vector
+        elif not within(vector, known):
+            ahead[number] = join(known, vector)
+
     def _send(self) -> None:
         answers, self._answers = self._answers, {}
         self._pace.sent(sum(len(one.results) for one in answers.values()))
         for inbox, one in answers.items():
             seen = {number: self.replica.durable[number] for number in one.partitions if number in self.replica.durable}
             for number, vector in one.ahead.items():
-                seen[number] = join(seen.get(number, {}), vector)
+                seen[number] = join(seen[number], vector) if number in seen else vector
             strays = {} if self.strays is None else self.strays.established(seen)
             for number, vector in one.merged.items():
                 strays[number] = join(strays.get(number, {}), vector)
@@ -599,6 +767,13 @@ def _seen(operation: Write, token: Vector | None) -> Vector | None:
     return token or {}
 
 
+def _told(result: Result, demand: Demand | None) -> Result:
+    """The result, with the override that was in force, if any was."""
+    if demand is None or not demand.tag:
+        return result
+    return msgspec.structs.replace(result, level=demand.level, because=demand.tag)
+
+
 def _storable(metadata: dict[str, Any]) -> bool:
     """Will the tables take it? Sessions see to it; not every agent has ours."""
     try:
@@ -608,9 +783,29 @@ def _storable(metadata: dict[str, Any]) -> bool:
     return True
 
 
+def _strong_result(answer: Answer, ticket: Ticket, documents: OpenDocuments, now: int) -> Result:
+    """What the agent is told of a strong operation, at the hybrid time `now`."""
+    operation, record = answer.ask.operation, answer.record
+    if answer.error == "NotFound" and isinstance(operation, Delete):
+        return Result(i=operation.i, existed=False)
+    if answer.error:
+        return Result(
+            i=operation.i, error=answer.error, message=answer.message, outcome=answer.outcome, acks_seen=answer.acks,
+            acks_needed=answer.needed, missing=answer.missing, primary=answer.primary,
+        )  # fmt: skip
+    if isinstance(operation, Get):
+        if record is None or not record.alive or record.expired(now):
+            return Result(i=operation.i)
+        return Result(i=operation.i, memory=msgspec.Raw(encoded(record, documents)))
+    ticket.record = record
+    result = _written(ticket, documents)
+    return msgspec.structs.replace(result, version=answer.version) if isinstance(operation, Store) else result
+
+
 def _written(ticket: Ticket, documents: OpenDocuments) -> Result:
     """What the agent is told of a write that is done."""
     operation, record = ticket.operation, ticket.record
+    assert not isinstance(operation, Get)
     if isinstance(operation, Delete):
         return Result(i=operation.i, existed=True)
     if record is None:  # a retry, long after: applied, deleted and forgotten

@@ -1,9 +1,9 @@
 """Who drives a change of the cluster: of the nodes that are up, the one with the smallest id.
 
 Driving keeps nothing that matters. The register says what is to be done next, announcements say how far everybody is,
-and goals (`core.membership.Goals`) can be set anew; so when the driver dies, the next one goes on, and two that take
-themselves for it do no harm: a step is put into the register by compare-and-set. An operator's command, or a node that
-wants to join, only puts the change there (`propose`), through any node.
+and goals (`core.membership_steps.Goals`) can be set anew; so when the driver dies, the next one goes on, and two that
+take themselves for it do no harm: a step is put into the register by compare-and-set. An operator's command, or a node
+that wants to join, only puts the change there (`propose`), through any node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any, Final
 import msgspec
 
 from crdt_spine.core.causality import Vector
-from crdt_spine.core.membership import Goals, Member, Membership, described, newcomer, proposed
+from crdt_spine.core.membership import Member, Membership, described
+from crdt_spine.core.membership_changes import proposed
+from crdt_spine.core.membership_steps import Goals
 from crdt_spine.core.messages import Reshape
 from crdt_spine.errors import InvalidInput
 from crdt_spine.node.register import Register, member_of
@@ -169,7 +171,7 @@ class Steward:
         """Raises InvalidInput: who is said to be dead is up, or who has to hand over what it has is down."""
         goes, dead, up = wanted.get("goes", ""), wanted.get("dead"), self.replication.alive() | {self.seats.node}
         if wanted["kind"] == "cancel" and not goes and membership.change is not None:
-            goes = newcomer(membership.change) or ""
+            goes = membership.change.newcomer or ""
         if goes not in membership.members or goes in membership.dead:
             return
         if dead and goes in up:

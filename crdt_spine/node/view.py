@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from crdt_spine.core.causality import version_text
 from crdt_spine.core.clock import moment
 from crdt_spine.core.open_documents import OpenDocuments
 from crdt_spine.core.record import Record
@@ -25,8 +24,8 @@ def memory_of(record: Record, documents: OpenDocuments | None = None) -> Memory:
         content=_content(record, documents) if living else "",
         agent=life.agent,
         created_at=moment(life.created),
-        updated_at=moment(record.updated),
-        version=version_text(record.version),
+        updated_at=moment(record.shown_updated),
+        version=record.etag,
         tags=frozenset(record.tags) if living else frozenset(life.tags),
         metadata=record.metadata_values() if living else {},
         thread=life.thread,

@@ -160,8 +160,13 @@ class Engine(Protocol):
         id, behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
         ...
 
+    def since(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[tuple[str, bytes]]:
+        """The same, from another thread: for pages that other replicas are given, while the event loop goes on."""
+        ...
+
     def pages(self) -> tuple[int, int]:
-        """How many pages the tables have, and how many of them `changed` has fetched: what repairs have cost."""
+        """How many pages the tables have, and how many of them `changed` and `since` have fetched: what repairs have
+        cost."""
         ...
 
     def sizes(self) -> dict[int, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from crdt_spine.core.causality import version_text
 from crdt_spine.core.conflicts import Finding, Receipt
 from crdt_spine.core.record import Record, same_memory
 from crdt_spine.limits import HISTORY_VERSIONS_MAX
@@ -72,14 +71,18 @@ class Recent:
 
 def versions_of(replaced: Iterable[Replaced]) -> list[tuple[Record, int]]:
     """The versions that a reader would tell from what came next, each with the time when it was replaced."""
-    return [(before, after.updated) for before, after in replaced if not same_memory(before, after)]
+    return [
+        (before, after.updated)
+        for before, after in replaced
+        if not same_memory(before, after) and before.etag != after.etag
+    ]
 
 
 def former_of(record: Record) -> Former:
     """A living record as its readers see it."""
     life = record.life.value
     return Former(
-        version_text(record.version), record.updated, life.created, life.agent, record.text,
+        record.etag, record.shown_updated, life.created, life.agent, record.text,
         0.5 if record.importance is None else record.importance.value, tuple(record.tags), record.metadata_values(),
         life.thread, life.clock, None if record.expires is None else record.expires.value,
     )  # fmt: skip

@@ -54,6 +54,7 @@ class Flush(msgspec.Struct):
     checkpoint: Checkpoint
     recent: Recent
     now: int
+    dropped: dict[str, Entry]  # nobody needs them any more
     weight: int = 0
 
 
@@ -142,6 +143,15 @@ class RecordStore:
             for id, entry in by_partition.get(partition, {}).items()
         }
 
+    def expired(self, now: int) -> list[str]:
+        """Of what is not (surely) in the tables yet, the ids of what ends by then; some may have been changed since."""
+        return [
+            id
+            for entries in (self.flushing, self.dirty)
+            for id, entry in entries.items()
+            if entry.record is not None and entry.record.expires is not None and entry.record.expired(now)
+        ]
+
     def changed(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[Record]:
         """since(have), one page: the partition's records whose version is not within `have`, by id, behind `after`.
 
@@ -149,15 +159,20 @@ class RecordStore:
         is beyond what the first page promised: its older dots are promised, and nothing else carries them.
         """
         fresh = self.unflushed(frozenset((partition,)))
-        page: dict[str, Record | bytes] = {
-            id: entry.record
-            for id, entry in fresh.items()
-            if entry.record is not None and (after is None or id > after) and not within(entry.record.version, have)
-        }
-        flushed = self.engine.changed(partition, have, after, limit + len(fresh))
-        page.update((id, state) for id, state in flushed if id not in fresh)
-        found = ((id, page[id]) for id in sorted(page)[:limit])
-        return [codec.from_bytes(id, one) if isinstance(one, bytes) else one for id, one in found]
+        page = _page(fresh, self.engine.changed(partition, have, after, limit + len(fresh)), have, after, limit)
+        return [codec.from_bytes(id, one) if isinstance(one, bytes) else one for id, one in page]
+
+    def since(
+        self, partition: int, have: Mapping[str, int], after: str | None, limit: int
+    ) -> Callable[[], list[tuple[str, Record | bytes]]]:
+        """The same page, for another replica: what is called in a thread of its own to get it, since it may take a
+        while. Records that are in the tables come as `codec.to_bytes` has them.
+
+        What is not in the tables at this moment is taken now. What changes while they are read comes as it is now or as
+        it is then; either has what it had when the page was asked for.
+        """
+        fresh = self.unflushed(frozenset((partition,)))
+        return lambda: _page(fresh, self.engine.since(partition, have, after, limit + len(fresh)), have, after, limit)
 
     def tombstones(self, partition: int, limit: int) -> Iterator[Record]:
         """The partition's dead records that are in the tables, the longest untouched first."""
@@ -173,13 +188,16 @@ class RecordStore:
         assert not self.flushing, "a flush is under way"
         self.flushing, self.dirty, self.dirty_bytes = self.dirty, {}, 0
         self._flushing_of, self._dirty_of = self._dirty_of, {}
-        self._old = {}  # what is being flushed takes its place, so that there are never four generations in memory
+        # What is being flushed takes the old one's place, so that there are never four generations in memory.
+        dropped, self._old = self._old, {}
         self.flushing_recent, self.recent = self.recent, Recent()
-        return Flush(self.flushing, checkpoint, self.flushing_recent, now)
+        return Flush(self.flushing, checkpoint, self.flushing_recent, now, dropped)
 
     def write_flush(self, flush: Flush, rest: Callable[[], None] | None = None) -> None:
         """The blocking part, for a thread of its own; `rest` is called now and then. Raises StorageFull: nothing was
         written."""
+        while flush.dropped:  # one by one: freed at once, twenty thousand keep the event loop waiting for 30 ms
+            flush.dropped.popitem()
         flush.weight = sum(entry.weight for entry in flush.entries.values())
         rows: list[Row] = []
         for number, entry in enumerate(flush.entries.values()):
@@ -236,6 +254,19 @@ class RecordStore:
         self._young_bytes += entry.weight
         if self._young_bytes > self.cache_bytes // 3:
             self._old, self._young, self._young_bytes = self._young, {}, 0
+
+
+def _page(
+    fresh: Mapping[str, Entry], flushed: list[tuple[str, bytes]], have: Mapping[str, int], after: str | None, limit: int
+) -> list[tuple[str, Record | bytes]]:
+    """A page of what is not in the tables yet, and of what they have where that is not newer."""
+    page: dict[str, Record | bytes] = {
+        id: entry.record
+        for id, entry in fresh.items()
+        if entry.record is not None and (after is None or id > after) and not within(entry.record.version, have)
+    }
+    page.update((id, state) for id, state in flushed if id not in fresh)
+    return [(id, page[id]) for id in sorted(page)[:limit]]
 
 
 def _by_partition(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:

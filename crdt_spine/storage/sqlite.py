@@ -4,6 +4,7 @@
     append                               one thread (journal)                its fsync; a few rows of a `prune`
     prune, flush, wipe…, index_text      one thread (tables)                 each other
     get, changed, tombstones, expired    one thread (the event loop)         the disk
+    since                                one thread (pages for others)       the disk
     select, search                       any number of threads               a free reader, of READERS_MAX
 
 Readers have connections of their own and see the last commit: a flush never holds them up. An engine in memory
@@ -81,6 +82,7 @@ class SqliteEngine:
             self._journal.raise_to(self._tables.checkpoint.through)
             self._point = self._reader(tables)
             self._changes = Changes(self._tables, self._point)
+            self._since = Changes(self._tables, self._reader(tables))
             self._text = TextIndex(self._tables.database)
             self._words = Words()
             self._opened.append(self._words)
@@ -106,12 +108,13 @@ class SqliteEngine:
 
     @property
     def rows_read(self) -> int:
-        """How many index entries and records `changed` has looked at since the engine was opened."""
-        return self._changes.rows_read
+        """How many index entries and records `changed` and `since` have looked at since the engine was opened."""
+        return self._changes.rows_read + self._since.rows_read
 
     def pages(self) -> tuple[int, int]:
-        """How many pages the tables have, and how many of them `changed` has fetched since the engine was opened."""
-        return self._point.number("PRAGMA page_count"), self._changes.pages_read
+        """How many pages the tables have, and how many of them `changed` and `since` have fetched since the engine was
+        opened."""
+        return self._point.number("PRAGMA page_count"), self._changes.pages_read + self._since.pages_read
 
     def sizes(self) -> dict[int, int]:
         """Partition -> bytes of its records in the tables, as of the last flush."""
@@ -171,6 +174,10 @@ class SqliteEngine:
     ) -> list[tuple[str, bytes]]:
         """(id, state) of the partition's records with a dot above `have`, by id, behind `after`; at most `limit`."""
         return self._changes.changed(partition, have, after, limit)
+
+    def since(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[tuple[str, bytes]]:
+        """The same, from another thread and on a connection of its own."""
+        return self._since.changed(partition, have, after, limit)
 
     def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:
         """(id, state) of dead records of a partition, the longest untouched first."""

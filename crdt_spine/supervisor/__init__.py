@@ -2,7 +2,7 @@
 
 from crdt_spine.supervisor.events import ChildDied, ChildFailed, ChildReady, ChildStarted, Event, SpineReady
 from crdt_spine.supervisor.keeper import ChildState, ChildStatus, RestartPolicy
-from crdt_spine.supervisor.service import ServiceSpec
+from crdt_spine.supervisor.service import ServiceSpec, lock_service
 from crdt_spine.supervisor.supervisor import Supervisor
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "ServiceSpec",
     "SpineReady",
     "Supervisor",
+    "lock_service",
 ]

@@ -177,7 +177,7 @@ def _understood(path: Path, document: dict[str, Any]) -> ClusterFile:
         raise ConfigError(f"{path}: cluster.nodes: there is no node")
     ids = [node.id for node in cluster.nodes]
     for id in ids:
-        if not _NAME.fullmatch(id) or ids.count(id) > 1 or id == "broker":
+        if not _NAME.fullmatch(id) or ids.count(id) > 1 or id in ("broker", "locks"):
             raise ConfigError(f"{path}: cluster.nodes: the id {id!r} is taken, or not letters, digits, - and _")
     return ClusterFile(
         path, cluster.name, cluster.region, tuple(NodeAddress(node.id, node.host, node.port) for node in cluster.nodes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from crdt_spine.broker.server import EmbeddedBroker
 from crdt_spine.errors import ConnectionFailed
 from crdt_spine.limits import BROKER_STOP_SECONDS_MAX, NODE_READY_SECONDS_MAX, NODE_STOP_SECONDS_MAX
 from crdt_spine.supervisor.output import BoundedLog, ChildOutput
+
+LOCKS = "locks"  # the lock service's name, and its kind
 
 
 class Running(Protocol):
@@ -62,6 +65,12 @@ class ServiceSpec:
     command: Callable[[str], Sequence[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_seconds: float = NODE_READY_SECONDS_MAX
+
+
+def lock_service(name: str = LOCKS) -> ServiceSpec:
+    """An instance of the lock service beside the nodes: `spine locks` in this interpreter."""
+    spine = [sys.executable, "-m", "crdt_spine.cli.main"]
+    return ServiceSpec(name, LOCKS, lambda url: [*spine, "locks", "--server", url, "--name", name])
 
 
 class RunningService:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from crdt_spine.core.locks import Kept as KeptLease
+
 
 class NobodyListens(Exception):
     """A request's subject has no subscriber: whoever should answer is gone."""
@@ -17,6 +19,10 @@ class NobodyListens(Exception):
 
 class Disconnected(Exception):
     """There is no connection to the broker at the moment."""
+
+
+class LeasesGone(Exception):
+    """The leases are kept elsewhere by now: who uses them has to find them again."""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -45,7 +51,9 @@ class Transport(Protocol):
         """The largest payload that `send` takes."""
         ...
 
-    async def subscribe(self, subject: str, handler: Handler) -> Subscription: ...
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        """Hear what is sent to a subject. Of those who do so with the same `queue`, one hears each message."""
+        ...
 
     def send(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send soon, in order. Lost without a word while there is no connection; with `reply`, a handler of that
@@ -81,4 +89,46 @@ class Cell(Protocol):
 
     async def watch(self, on_change: Callable[[], None]) -> Subscription:
         """Be told that it may have changed, soon after; not after every change, nor only then."""
+        ...
+
+
+class Leases(Protocol):
+    """What locks are kept in (core/locks.py says what with): messages at paths, in one order, each of which ends by
+    itself. All but `use` raise Disconnected or TimeoutError where it is not decided, and those on messages LeasesGone
+    where what is kept is not what is used."""
+
+    async def find(self) -> tuple[int, int] | None:
+        """The epoch of what there is, and its last sequence."""
+        ...
+
+    async def make(self, epoch: int) -> None:
+        """Make it anew, empty, unless there is some. Raises ConfigError where the broker can't."""
+        ...
+
+    async def discard(self) -> None:
+        """Forget all of it."""
+        ...
+
+    def use(self, epoch: int) -> None:
+        """From now on, the messages are those of this epoch."""
+        ...
+
+    async def put(self, path: str, value: bytes, expected: int, seconds: int, whole: str = "") -> int | None:
+        """As `core.locks.Put`. None: refused, or not known."""
+        ...
+
+    async def last(self, path: str) -> KeptLease | None:
+        """The newest message at a path."""
+        ...
+
+    async def first(self, path: str, after: int = 0) -> KeptLease | None:
+        """The oldest message at paths that are like this one, behind a sequence."""
+        ...
+
+    async def drop(self, sequence: int) -> bool:
+        """Delete a message; was it there?"""
+        ...
+
+    async def paths(self) -> list[str]:
+        """The paths at which there are messages."""
         ...

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import Callable
+from typing import NamedTuple
 
+from crdt_spine.core.locks import Kept as KeptLease
 from crdt_spine.limits import MESSAGE_BYTES_MAX
 from crdt_spine.transport.base import Handler, Kept, Message, NobodyListens
 
@@ -59,7 +62,7 @@ class LocalTransport:
         self.subscriptions: list[LocalSubscription] = []
         self._numbers = itertools.count()
 
-    async def subscribe(self, subject: str, handler: Handler) -> LocalSubscription:
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> LocalSubscription:
         subscription = LocalSubscription(self, subject, handler)
         self.subscriptions.append(subscription)
         return subscription
@@ -129,3 +132,66 @@ class LocalCell:
     async def watch(self, on_change: Callable[[], None]) -> _Watcher:
         self.watchers.append(_Watcher(self, on_change))
         return self.watchers[-1]
+
+
+class _Lease(NamedTuple):
+    path: str
+    value: bytes
+    ends: float
+
+
+class LocalLeases:
+    """A `Leases` in memory, for those in one process who share it. It does not outlive them."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._epoch: int | None = None
+        self._sequence = 0
+        self._messages: dict[int, _Lease] = {}
+
+    async def find(self) -> tuple[int, int] | None:
+        return None if self._epoch is None else (self._epoch, self._sequence)
+
+    async def make(self, epoch: int) -> None:
+        if self._epoch is None:
+            self._epoch, self._sequence = epoch, 0
+
+    async def discard(self) -> None:
+        self._epoch = None
+        self._messages.clear()
+
+    def use(self, epoch: int) -> None:
+        pass
+
+    async def put(self, path: str, value: bytes, expected: int, seconds: int, whole: str = "") -> int | None:
+        if max(self._at(whole or path), default=0) != expected:
+            return None
+        for sequence in self._at(path):
+            del self._messages[sequence]
+        self._sequence += 1
+        self._messages[self._sequence] = _Lease(path, value, self._now() + seconds)
+        return self._sequence
+
+    async def last(self, path: str) -> KeptLease | None:
+        return self._kept(max(self._at(path), default=0))
+
+    async def first(self, path: str, after: int = 0) -> KeptLease | None:
+        return self._kept(min((sequence for sequence in self._at(path) if sequence > after), default=0))
+
+    async def drop(self, sequence: int) -> bool:
+        return self._messages.pop(sequence, None) is not None
+
+    async def paths(self) -> list[str]:
+        self._at("")
+        return [message.path for message in self._messages.values()]
+
+    def _kept(self, sequence: int) -> KeptLease | None:
+        return KeptLease(sequence, self._messages[sequence].value) if sequence else None
+
+    def _at(self, path: str) -> list[int]:
+        """The messages at a path, by NATS's rules; what has ended is gone."""
+        now = self._now()
+        for sequence in [sequence for sequence, message in self._messages.items() if message.ends <= now]:
+            del self._messages[sequence]
+        pattern = re.compile(re.escape(path).replace(r"\*", "[^.]+").replace(">", ".+"))
+        return [sequence for sequence, message in self._messages.items() if pattern.fullmatch(message.path)]

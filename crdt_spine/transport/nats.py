@@ -23,6 +23,7 @@ from crdt_spine.errors import ConnectionFailed, InvalidInput
 from crdt_spine.limits import CONNECT_SECONDS_MAX, FRAMING_BYTES_MAX, MESSAGE_BYTES_MAX
 from crdt_spine.transport.base import Disconnected, Handler, Message, NobodyListens
 from crdt_spine.transport.nats_cell import NatsCell
+from crdt_spine.transport.nats_leases import NatsLeases
 from crdt_spine.transport.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class NatsTransport:
         self._pace = Pace(self._write, _PACE_SECONDS_MAX, _PACE_MESSAGES)
         self.url = _shown(url)
         self.closed = asyncio.Event()
+        self.connected_at = self._loop.time()  # the last time
         self.dropped = 0
         self.lost = 0
 
@@ -68,6 +70,9 @@ class NatsTransport:
 
         async def on_closed() -> None:
             transport.closed.set()
+
+        async def on_reconnected() -> None:
+            transport.connected_at = transport._loop.time()
 
         async def on_error(error: Exception) -> None:
             task = asyncio.current_task()
@@ -92,6 +97,7 @@ class NatsTransport:
                     name=name,
                     error_cb=on_error,
                     closed_cb=on_closed,
+                    reconnected_cb=on_reconnected,
                     max_reconnect_attempts=-1,
                     ping_interval=10,
                     max_outstanding_pings=2,
@@ -116,14 +122,14 @@ class NatsTransport:
     def payload_bytes_max(self) -> int:
         return min(MESSAGE_BYTES_MAX, int(self._client.max_payload)) - FRAMING_BYTES_MAX
 
-    async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> NatsSubscription:
         async def take(message: Msg) -> None:
             nobody = message.headers is not None and message.headers.get("Status") == _NO_RESPONDERS
             waiting = handler(Message(message.subject, message.data, message.reply, nobody))
             if waiting is not None:
                 await waiting
 
-        subscription = await self._client.subscribe(subject, cb=take, pending_bytes_limit=_PENDING_BYTES_MAX)
+        subscription = await self._client.subscribe(subject, queue, cb=take, pending_bytes_limit=_PENDING_BYTES_MAX)
         return NatsSubscription(subscription)
 
     def send(self, subject: str, payload: bytes, reply: str = "") -> None:
@@ -151,6 +157,10 @@ class NatsTransport:
         """A value in JetStream, on so many of the brokers. Raises ConfigError: the broker has no JetStream;
         ConnectionFailed: it does not answer."""
         return await NatsCell.open(self._client, self.url, bucket, key, replicas)
+
+    def leases(self, cluster: str, replicas: int | None = None) -> NatsLeases:
+        """What a cluster's locks are kept in, on so many of the brokers (None: three where that can be)."""
+        return NatsLeases(self._client, self.url, cluster, replicas)
 
     async def close(self) -> None:
         self._write()

@@ -21,11 +21,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "simulation")]
 
+from chaos import packets  # noqa: E402
 from chaos.agents import REGISTERS, TAGGED, WITHOUT  # noqa: E402
 from chaos.checkers import CHECKERS, check  # noqa: E402
 from chaos.cluster import Cluster  # noqa: E402
 from chaos.ending import end  # noqa: E402
-from chaos.faults import FAULTS, Faults  # noqa: E402
+from chaos.faults import FAULTS, PACKETS, Faults, Stops  # noqa: E402
 from chaos.history import History, Op, Recorder  # noqa: E402
 
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent  # noqa: E402
@@ -36,6 +37,7 @@ SUBSCRIBERS = 2
 SETTLE_SECONDS_MAX = 60.0  # for subscribers, after the end
 START_SECONDS_MAX = 60.0
 TELL_SECONDS = 10.0
+KINDS = ", ".join((*FAULTS, *PACKETS))
 
 
 async def chaos(
@@ -64,7 +66,8 @@ async def chaos(
             out = logs / f"agents-{number}.jsonl"
             working = await _agents(cluster, names[number::PROCESSES], seed, partitions, until, out, without)
             children.append(working)
-        chance = Faults(cluster, random.Random(f"{seed}/faults"), recorder, faults)
+        kinds = Stops if without == "deadlines" else Faults
+        chance = kinds(cluster, random.Random(f"{seed}/faults"), recorder, faults)
         breaking = asyncio.create_task(chance.run(until))
         while not breaking.done():
             await asyncio.wait([breaking], timeout=TELL_SECONDS)
@@ -148,18 +151,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", default=None, help="chooses faults and operations (default: a new one)")
     parser.add_argument("--seconds", type=float, default=150.0, help="of faults (default %(default)s)")
-    parser.add_argument("--faults", default="", help=f"some of {', '.join(FAULTS)}, by commas (default: all)")
+    parser.add_argument("--faults", default="", help=f"some of {KINDS}, by commas (default: all)")
     parser.add_argument("--nodes", type=int, default=3, help="(default %(default)s)")
     parser.add_argument("--without", choices=WITHOUT, default="", help="; ".join(map(": ".join, WITHOUT.items())))
     parser.add_argument("--check", type=Path, help="the folder of a history: no run, only look at it again")
     arguments = parser.parse_args()
     if arguments.check is not None:
         return _verdict(check(History.read(sorted(arguments.check.glob("*.jsonl")))))
-    faults = tuple(arguments.faults.split(",")) if arguments.faults else tuple(FAULTS)
-    if unknown := set(faults) - FAULTS.keys():
-        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    usual = ("stop",) if arguments.without == "deadlines" else (*FAULTS, *PACKETS)
+    faults = tuple(arguments.faults.split(",")) if arguments.faults else usual
+    if unknown := set(faults) - FAULTS.keys() - PACKETS.keys():
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {KINDS}")
     if arguments.nodes < 3:
         parser.error("--nodes must be 3 or more")
+    faults = _with_packets(faults, asked=bool(arguments.faults))
     seed = arguments.seed or str(random.SystemRandom().randrange(1_000_000))
     print(f"seed {seed}, {arguments.seconds:g} s, {arguments.nodes} nodes, faults: {', '.join(faults)}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="spine-chaos-"))
@@ -187,6 +192,20 @@ def main() -> int:
             shutil.rmtree(folder / "cluster", ignore_errors=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_packets(faults: tuple[str, ...], *, asked: bool) -> tuple[str, ...]:
+    """The faults that can happen here. Where packets can be lost, this program begins anew, in a namespace; where they
+    can't, it says why: those faults are left out, or, if they were asked for, it ends with 2."""
+    if packets.inside() or not set(faults) & PACKETS.keys():
+        return faults
+    reason = packets.why_not()
+    if not reason:
+        packets.enter([sys.executable, *sys.argv])
+    print(f"without {', '.join(PACKETS)}: {reason}", flush=True)
+    if asked:
+        sys.exit(2)
+    return tuple(name for name in faults if name not in PACKETS)
 
 
 def _verdict(violations: list[str]) -> int:

@@ -54,6 +54,16 @@ async def test_everything_holds_through_faults_of_all_kinds(tmp_path: Path) -> N
     assert any(told.id.startswith(PREFIX_LAST) for told in history.told)
 
 
+@pytest.mark.timeout(240)
+async def test_writes_that_are_taken_late_are_noticed(tmp_path: Path) -> None:
+    """A rule less: nodes that were stopped take what was asked of them long ago."""
+    violations, faults = await _run_module().chaos(
+        tmp_path / "run", seed="1", seconds=14.0, faults=("stop",), nodes=3, say=False, without="deadlines"
+    )
+    assert faults["stop"] >= 3
+    assert any(violation.startswith("sessions: ") for violation in violations), violations
+
+
 async def test_a_link_can_be_cut_and_stall(broker: Any, eventually: Any) -> None:
     link = await Link.open("link", broker.port)
     transport = await NatsTransport.connect(link.url, "test")

@@ -101,6 +101,26 @@ WRONG: dict[str, tuple[str, list[Any]]] = {
         "sessions",
         [op("store", 1.0, value="x", **N), op("query", 2.0, kind="note", id="of-a", shown=())],
     ),
+    "an entry of a thread that was shown is not shown again": (
+        "monotonic",
+        [
+            op("append", 1.0, value="question", **TH), op("read", 2.0, session="b/1", shown=("question",), **TH),
+            op("read", 3.0, session="b/1", shown=(), **TH),
+        ],
+    ),
+    "an own entry of a thread is not shown": (
+        "monotonic", [op("append", 1.0, value="question", **TH), op("read", 2.0, shown=(), **TH)],
+    ),
+    "what was found is not found again though nobody deletes it": (
+        "monotonic",
+        [
+            op("query", 1.0, kind="doomed", id="doomed", shown=("d",)),
+            op("query", 2.0, kind="doomed", id="doomed", shown=()),
+        ],
+    ),
+    "what was shown is gone though nobody deletes it": (
+        "monotonic", [read(1.0, "x", **D), read(2.0, "", **D)],
+    ),
     "an added tag is not there": ("tags", [BORN, op("update", 1.0, add=("x-1",), **T), held("t-1", "born")]),
     "an own tag is not shown": (
         "tags", [BORN, op("update", 1.0, add=("x-1",), **T), read(2.0, "born", **T), held("t-1", "born", ("x-1",))],
@@ -187,6 +207,13 @@ RIGHT: dict[str, tuple[str, list[Any]]] = {
     "an eventual read may be old": ("sessions", [W1, W2, read(3.0, "one", level="eventual")]),
     "a new session knows nothing": ("sessions", [W1, W2, read(3.0, "one", session="a/2")]),
     "another session may not know yet": ("sessions", [W1, W2, read(3.0, "one", session="b/1")]),
+    "what was shown may be deleted": (
+        "monotonic",
+        [read(1.0, "x", **D), op("delete", 1.5, session="b/1", outcome="unknown", **D), read(2.0, "", **D)],
+    ),
+    "another session may not be shown it yet": (
+        "monotonic", [read(1.0, "x", **D), read(2.0, "", session="b/1", **D), read(3.0, "", level="eventual", **D)],
+    ),
     "a remove that may not have seen the add": (
         "tags",
         [

@@ -309,7 +309,7 @@ def test_help_and_version_need_no_server(spine: Spine) -> None:
     listed = re.findall(r"^  (\w+) ", shown.out.partition("Commands:")[2], re.MULTILINE)
     assert listed == [
         "up", "store", "get", "update", "delete", "query", "watch", "history", "conflicts", "import", "export",
-        "status", "cluster", "config", "node", "bench",
+        "status", "cluster", "config", "node", "locks", "lock", "bench",
     ]  # fmt: skip
     assert "..." not in shown.out.partition("Commands:")[2]
     for command in (*listed, "config check"):
@@ -462,7 +462,8 @@ def test_history_lists_the_versions_newest_first_and_what_changed(spine: Spine) 
     assert "stored" in oldest and oldest.rstrip().endswith("one") and "ada" in oldest
     versions = spine("history", "m", "--json").document
     assert [(memory["content"], memory["tags"]) for memory in versions] == [("two \x1b[31m", ["b"]), ("one", ["a"])]
-    assert versions[0] == spine("get", "m", "--json").document
+    by_default = {"level": "read-your-writes", "because": "default"}
+    assert {**versions[0], "consistency": by_default} == spine("get", "m", "--json").document
     assert spine("delete", "m").code == 0
     assert spine("history", "m", "--json").document == versions
 

@@ -421,8 +421,8 @@ async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark
     hello = spine._live.hello
     token = token_text(hello.cluster, hello.region, {3: {"local/nobody@never": 5}})
     started = asyncio.get_running_loop().time()
-    with pytest.raises(StaleToken, match=r"0\.5 s"):
-        await spine.wait_for(token, timeout=0.5)
+    with pytest.raises(StaleToken, match="local/nobody@never"):
+        await spine.wait_for(token)
     assert asyncio.get_running_loop().time() - started < 2
     # The session asks for no more than before: it goes on.
     stored = await spine.store_many({"content": "x", "tags": [mark]} for _ in range(200))
@@ -431,9 +431,9 @@ async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark
 
 
 async def test_a_token_of_another_cluster_is_refused(spine: Spine) -> None:
-    with pytest.raises(InvalidInput, match="is of cluster"):
+    with pytest.raises(StaleToken, match="is of cluster 'another'"):
         await spine.wait_for(token_text("another", "region", {1: {"a": 1}}))
-    for text in ("", "st1", "st1!!!", "nonsense", 5, None):
+    for text in ("", "st1", "st2", "st2!!!", "st99abc", "nonsense", 5, None):
         with pytest.raises(InvalidInput):
             await spine.wait_for(text)  # type: ignore[arg-type]
 

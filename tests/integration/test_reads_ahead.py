@@ -10,9 +10,10 @@ import pytest
 from crdt_spine.core import codec
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.layout import Layout
-from crdt_spine.core.messages import Change, Get, Hello, NodeInfo, SyncPage, encode
+from crdt_spine.core.messages import Change, Get, Hello, NodeInfo, Query, SyncPage, encode
 from crdt_spine.core.record import apply
 from crdt_spine.core.registers import Origin
+from crdt_spine.core.selection import Selection
 from crdt_spine.node.node import Node
 from crdt_spine.session import Session
 from crdt_spine.storage.sqlite import SqliteEngine
@@ -29,7 +30,7 @@ async def test_who_is_shown_more_than_a_replicas_vector_has_takes_it_along_in_it
     transport = LocalTransport()
     node = Node("a", HELLO, SqliteEngine.open(":memory:"), transport)
     await node.start()
-    session = await Session.discover(transport, "reader")
+    session, other = await Session.discover(transport, "reader"), await Session.discover(transport, "other")
     try:
         number = Layout(HELLO).partition_of("memory")
         change = Change(id="memory", time=HybridClock().tick(1), agent="writer", alive=True, content="text")
@@ -44,7 +45,11 @@ async def test_who_is_shown_more_than_a_replicas_vector_has_takes_it_along_in_it
         result = await session.on_memory(Get(i=session.number(), id="memory"), "memory")
         assert b'"text"' in bytes(result.memory)
         assert session.vectors[number] == {"local/b@1": 7}
+        (found,) = await other.query(Query(i=0, selection=Selection()))
+        assert [hit.id for hit in found.hits or ()] == ["memory"]
+        assert other.vectors[number] == {"local/b@1": 7}
     finally:
         await session.close()
+        await other.close()
         await asyncio.wait_for(node.stop(), 10)
         await transport.close()

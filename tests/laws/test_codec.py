@@ -24,6 +24,13 @@ def test_a_record_comes_back_from_bytes_and_from_json(history: Histories) -> Non
 
 
 @given(histories)
+def test_from_the_tables_to_a_page_it_is_the_same_without_being_decoded(history: Histories) -> None:
+    for record in records(history):
+        for have in ({}, record.version):
+            assert codec.stored_to_json(record.id, codec.to_bytes(record), have) == codec.to_json(record, have)
+
+
+@given(histories)
 def test_equal_records_are_equal_bytes_however_they_came_to_be(history: Histories) -> None:
     by_changes: dict[frozenset[tuple[str, int]], bytes] = {}
     for state in history.states:
@@ -66,6 +73,12 @@ def test_garbage_is_refused(garbage: bytes) -> None:
         codec.from_bytes("m", garbage)
     with pytest.raises(codec.Garbled):
         codec.from_json("m", msgspec.Raw(garbage))
+
+
+def test_what_is_no_record_gets_into_no_page() -> None:
+    for garbage in (b"", b"\x91", b"\x80", b"\xc0", b"\xff" * 9):
+        with pytest.raises(codec.Garbled):
+            codec.stored_to_json("m", garbage)
 
 
 @pytest.mark.parametrize("depth", [1, 100_000])

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdt_spine.core.token import Cursor, cursor_of, cursor_text, token_text, token_vectors
-from crdt_spine.errors import InvalidInput
+from crdt_spine.errors import InvalidInput, StaleToken
+
+SECRETS = (b"", b"sixteen bytes or more")
 
 actors = st.sampled_from(["eu/a@1", "eu/b@2", "us/é@3"])
 vectors = st.dictionaries(st.integers(0, 63), st.dictionaries(actors, st.integers(1, 1 << 40), min_size=1), max_size=8)
@@ -17,9 +19,11 @@ cursors = st.builds(
 )  # fmt: skip
 
 
-@given(vectors)
-def test_a_token_comes_back(given_vectors: dict[int, dict[str, int]]) -> None:
-    assert token_vectors(token_text("c", "r", given_vectors), "c", "r", 64) == given_vectors
+@given(vectors, st.sampled_from(SECRETS))
+def test_a_token_comes_back(given_vectors: dict[int, dict[str, int]], secret: bytes) -> None:
+    text = token_text("c", "eu", given_vectors, secret)
+    assert token_vectors(text, "c", "eu", 64, secret) == given_vectors
+    assert text == token_text("c", "eu", dict(reversed(given_vectors.items())), secret), "equal vectors, equal tokens"
 
 
 @given(cursors)
@@ -41,7 +45,34 @@ def test_damaged_ones_are_refused(cursor: Cursor, data: st.DataObject) -> None:
             read(text[:at] + letter + text[at + 1 :])
 
 
-@given(st.one_of(st.text(), st.binary(), st.integers(), st.none(), st.text().map(lambda text: "st1" + text)))
+@given(vectors.filter(bool), st.data())
+def test_a_signed_token_that_was_altered_or_made_up_is_refused(
+    made: dict[int, dict[str, int]], data: st.DataObject
+) -> None:
+    secret = SECRETS[1]
+    text = token_text("c", "r", made, secret)
+    at = data.draw(st.integers(0, len(text) - 1))
+    letter = data.draw(st.sampled_from("AZaz09-_").filter(lambda letter: letter != text[at]))
+    for forged in (text[:at] + letter + text[at + 1 :], text[:at]):
+        with pytest.raises((InvalidInput, StaleToken)):
+            token_vectors(forged, "c", "r", 64, secret)
+    with pytest.raises(InvalidInput, match="was altered, or was signed with another secret"):
+        token_vectors(token_text("c", "r", made, b"another secret, guessed"), "c", "r", 64, secret)
+    with pytest.raises(InvalidInput, match="is not signed"):
+        token_vectors(token_text("c", "r", made), "c", "r", 64, secret)
+    with pytest.raises(InvalidInput, match="SPINE_TOKEN_SECRET"):
+        token_vectors(text, "c", "r", 64)
+
+
+def test_a_token_of_another_version_says_so() -> None:
+    rest = token_text("c", "r", {1: {"a": 5}})[3:]
+    with pytest.raises(InvalidInput, match="version 3, newer than this program's: update it"):
+        token_vectors("st3" + rest, "c", "r", 64)
+    with pytest.raises(InvalidInput, match="version 1, too old for this program: take a new token"):
+        token_vectors("st1" + rest, "c", "r", 64)
+
+
+@given(st.one_of(st.text(), st.binary(), st.integers(), st.none(), st.text().map(lambda text: "st2" + text)))
 def test_garbage_is_refused(garbage: object) -> None:
     with pytest.raises(InvalidInput):
         token_vectors(garbage, "c", "r", 64)  # type: ignore[arg-type]
@@ -52,8 +83,10 @@ def test_garbage_is_refused(garbage: object) -> None:
 def test_another_clusters_regions_or_querys_is_refused_and_says_so() -> None:
     text = token_text("c", "r", {63: {"a": 5}})
     for cluster, region, partitions, word in (("d", "r", 64, "'d'"), ("c", "s", 64, "'s'"), ("c", "r", 63, "63")):
-        with pytest.raises(InvalidInput, match=word):
+        with pytest.raises(StaleToken, match=word):
             token_vectors(text, cluster, region, partitions)
+    with pytest.raises(StaleToken, match="is of cluster 'c'"):
+        token_vectors(token_text("c", "r", {}, SECRETS[1]), "d", "r", 64, b"the secret of cluster d")
     with pytest.raises(InvalidInput, match="another query"):
         cursor_of(cursor_text(Cursor(1, None, ())), 2)
     with pytest.raises(InvalidInput):
@@ -62,6 +95,14 @@ def test_another_clusters_regions_or_querys_is_refused_and_says_so() -> None:
         token_vectors(cursor_text(Cursor(1, None, ())), "c", "r", 64)
 
 
-def test_a_token_of_64_partitions_and_three_nodes_stays_near_a_kilobyte() -> None:
-    every = {number: {f"eu/spine-{node}@kx81a0z2": 100_000 + node for node in range(3)} for number in range(64)}
-    assert len(token_text("production-memory", "eu", every)) < 2_000
+def test_a_token_is_bounded_by_partitions_and_actors() -> None:
+    """64 partitions of three nodes are a kilobyte; each further actor that wrote everywhere costs four bytes or so in
+    each partition; a session that touched one partition has next to nothing."""
+
+    def size(nodes: int, partitions: int) -> int:
+        vector = {f"eu/spine-{node}@kx81a0z2": 100_000 + node for node in range(nodes)}
+        return len(token_text("production-memory", "eu", dict.fromkeys(range(partitions), vector), SECRETS[1]))
+
+    assert size(3, 64) <= 1_064
+    assert size(30, 64) - size(29, 64) < 64 * 4.5
+    assert size(1, 1) < 110

@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "histories"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from simulator.rules import RULES

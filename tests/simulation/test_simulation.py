@@ -24,7 +24,7 @@ REVEALING = {
     "deps": "syncs", "record-deps": "syncs", "skip-seen": "syncs", "last-page": "syncs", "seen-adds": "syncs",
     "no-holes": "syncs", "thread-order": "crashes", "rolled-back": "rollbacks", "journal-first": "full-disks",
     "retired": "retirements", "joined-first": "growth", "handed-over": "farewells", "level": "burials",
-    "member-first": "growth", "given-up": "burials",
+    "settled": "settling", "member-first": "growth", "given-up": "burials", "seals": "claims",
 }  # fmt: skip
 
 
@@ -92,19 +92,21 @@ def test_every_fault_really_happens() -> None:
     counts: Counter[str] = Counter()
     for seed in range(20):
         counts.update(run(seed).counts)
-    for scenario in ("rollbacks", "retirements", "growth", "burials"):
-        for seed in range(4):
+    for scenario in ("rollbacks", "retirements", "growth", "burials", "settling"):
+        for seed in range(9):
             counts.update(run(seed, scenario=SCENARIOS[scenario]).counts)
     faults = ["desert", "crash", "pause", "part", "mend", "break off", "clock", "full disk", "copy", "roll back"]
     messages = ["sent", "lost", "doubled", "cut", "straggling"]
     changes = [
-        "add", "remove", "replace", "remove dead", "replace dead", "cancel", "cancel dead", "named", "pulling",
-        "member", "leaving", "dropped", "interrupted", "too late",
+        "add", "remove", "replace", "remove dead", "replace dead", "cancel", "cancel dead", "cancel dead again",
+        "named", "pulling", "member", "leaving", "dropped", "interrupted", "too late",
     ]  # fmt: skip
     for what in (
         *[f"fault {kind}" for kind in faults], *[f"message {kind}" for kind in messages],
         *[f"membership {kind}" for kind in changes], "tombstones collected", "torn rows found", "rows pruned",
-        "operation done", "operation read", "reads with a token at another node", "operation thread read",
+        "operation done", "operation read",
+        "operation strong cas", "operation strong cas version", "promises inherited", "histories checked",
+        "reads with a token at another node", "operation thread read",
         "thread entries read", "retired", "reseeded", "told that it is dead", "refused from the dead",
     ):  # fmt: skip
         assert counts[what] > 0, f"{what} never happened: {counts}"

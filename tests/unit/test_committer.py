@@ -16,6 +16,7 @@ from crdt_spine.core.messages import Store
 from crdt_spine.core.replica import Replica
 from crdt_spine.node.committer import GATHER_CHANGES_MAX, GATHER_FROM, Committer
 from crdt_spine.node.flusher import Flusher
+from crdt_spine.node.share import Demand
 from crdt_spine.storage.engine import Checkpoint
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.storage.sqlite import SqliteEngine
@@ -37,11 +38,14 @@ class Node:
     def _settled(self, turn: Any, done: Any) -> None:
         self.turns.append(len(turn.records))
 
-    def write(self, count: int = 1) -> None:
+    def operate(self, count: int = 1) -> None:
         for _ in range(count):
             self.written += 1
             operation = Store(i=self.written, id=f"m{self.written}", content="x")
             self.replica.write(0, operation, "agent", f"s-{self.written}", NOW, None)
+
+    def write(self, count: int = 1) -> None:
+        self.operate(count)
         self.committer.touch()
 
     async def settled(self) -> None:
@@ -146,7 +150,7 @@ async def test_the_tables_are_never_ahead_of_the_journal(node: Node) -> None:
         flush(rows, *rest)
 
     node.engine.append, node.engine.flush = slow_append, seen_flush  # type: ignore[method-assign]
-    flusher = Flusher(node.replica.records, node.engine, node.committer, Checkpoint, lambda: 0)  # type: ignore[arg-type]
+    flusher = Flusher(node.replica.records, node.engine, node.committer, Checkpoint, Demand(lambda: 0))  # type: ignore[arg-type]
     node.write(2)
     flushing = asyncio.create_task(flusher.flush())
     await asyncio.sleep(0.05)
@@ -155,3 +159,63 @@ async def test_the_tables_are_never_ahead_of_the_journal(node: Node) -> None:
         await flushing
     flusher.close()
     assert seen == [("journal", 2), ("tables", 2)]
+
+
+async def test_a_flush_that_has_just_ended_hides_no_text(node: Node) -> None:
+    """Between its end and its word on what waits for the index, a search once took the index for complete."""
+    index, counting, go_on = node.engine.index_text, threading.Event(), threading.Event()
+
+    def slow_index(records: int) -> int:
+        if not records:
+            counting.set()
+            go_on.wait(5)
+        return index(records)
+
+    node.engine.index_text = slow_index  # type: ignore[method-assign]
+    flusher = Flusher(node.replica.records, node.engine, node.committer, Checkpoint, Demand(lambda: 0))  # type: ignore[arg-type]
+    node.write(2)
+    flushing = asyncio.create_task(flusher.flush())
+    async with asyncio.timeout(5):
+        while not counting.is_set():
+            await asyncio.sleep(0.002)
+        searching = asyncio.create_task(flusher.catch_up_text())
+        await asyncio.sleep(0.02)
+        go_on.set()
+        await flushing
+        await searching
+    assert index(0) == 0, "all is in the index"
+    flusher.close()
+
+
+async def test_what_nobody_waits_for_is_committed_with_what_somebody_does(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crdt_spine.node.committer.PATIENCE_SECONDS", 60.0)
+    node.write(1)
+    await node.settled()
+    node.operate()
+    node.committer.touch(awaited=False)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert node.replica.pending == 1, "it has not been committed alone"
+    node.write(1)
+    await node.settled()
+    assert node.turns == [1, 2]
+
+
+async def test_what_nobody_waits_for_is_committed_soon_all_the_same(node: Node) -> None:
+    node.operate()
+    node.committer.touch(awaited=False)
+    async with asyncio.timeout(5):
+        while node.turns != [1]:
+            await asyncio.sleep(0.002)
+    assert node.replica.durable[0] == {"r/a@1": 1}
+
+
+async def test_who_asks_for_all_to_be_durable_waits_for_what_nobody_waited_for(node: Node) -> None:
+    """A page or a read that shows it must not leave before it is on the disk."""
+    node.operate()
+    node.committer.touch(awaited=False)
+    assert await node.committer.durable()
+    assert node.turns == [1]
+    assert node.replica.durable[0] == {"r/a@1": 1}

@@ -195,6 +195,7 @@ def test_every_problem_is_named_with_its_file_line_key_value_and_reason(tmp_path
         ("  limits: {tombstone_seconds: -1}", "tombstone_seconds", "must be from 0"),
         ("  locks: {replicas: 2}", "cluster.locks.replicas", "must be 1, 3 or 5"),
         ("  locks: {ttl_seconds: 0}", "cluster.locks.ttl_seconds", "from 1 to 86,400"),
+        ("  locks: {ttl_seconds: 60, ttl_seconds_max: 30}", "cluster.locks.ttl_seconds_max", "not be less than"),
         ("  telemetry: {sample_ratio: .nan}", "cluster.telemetry.sample_ratio", "from 0 to 1"),
         ("  telemetry: {endpoint: here}", "cluster.telemetry.endpoint", "an address such as"),
         ("  partitions: 64\n  partitions: 32", "cluster.partitions", "there twice, first in line"),

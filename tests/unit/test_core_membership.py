@@ -17,19 +17,17 @@ from msgspec.structs import replace
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.membership import (
-    Goals,
     Kind,
     Member,
     Membership,
     Settings,
-    advance,
     described,
     founded,
     from_json,
-    goals,
-    proposed,
     to_json,
 )
+from crdt_spine.core.membership_changes import proposed
+from crdt_spine.core.membership_steps import Goals, advance, goals
 from crdt_spine.core.messages import Ack, Announcement, Change, Delta, Store, encode
 from crdt_spine.core.partition import Partition
 from crdt_spine.core.placement import placed
@@ -482,6 +480,56 @@ def test_who_dies_while_a_change_is_not_settled_leaves_no_majority_without_what_
             for had in majorities(before.replicas()[number]) + majorities(now.replicas()[number]):
                 for asked in majorities(left):
                     assert asked & (had - {victim}), f"{asked} in {number} have nothing of what {had} had"
+
+
+@pytest.mark.parametrize("factor", [3, 4, 5])
+@pytest.mark.parametrize("gone", ["", "b"])
+@pytest.mark.parametrize("victim", ["a", "c", "h"])
+def test_who_dies_while_who_came_in_nobodys_place_is_not_settled_leaves_no_majority_without_what_one_had(
+    factor: int, gone: str, victim: str
+) -> None:
+    """Of {a, b, c}, a and b have a write, and h, which makes them four, has it not. Then a dies: h and c must be no
+    majority. The same where h comes for a node that is dead."""
+    count = factor if gone else factor - 1
+    asked = proposed(cluster(count, 4, factor), "replace" if gone else "add", "h", goes=gone, dead=bool(gone))
+    way = steps(asked)
+    if victim not in asked.members:
+        return
+    for before, now in pairwise(way[:-1]):
+        after = proposed(now, "cancel", goes=victim, dead=True)
+        for number, left in after.replicas().items():
+            for had in majorities(before.replicas()[number]) + majorities(now.replicas()[number]):
+                for some in majorities(left):
+                    assert some & (had - {victim}), f"{some} in {number} have nothing of what {had} had"
+    last = way[-2]
+    assert {last.stage(number, "h") for number in last.seats} == {"member"}
+    behind = said(last, h={number: {} for number in LEVEL})
+    assert Goals().step(last, everybody(last), behind, 2) is None, "h has not what a majority without it may have had"
+
+
+def test_who_came_in_nobodys_place_hands_over_what_it_has_before_it_counts_no_more() -> None:
+    four = steps(proposed(cluster(3, 4, 4), "add", "d"))
+    whole = four[-1]
+    assert {len(nodes) for nodes in whole.replicas().values()} == {4}
+    halfway = ahead_by(four[1], {0, 1})
+    back = proposed(halfway, "cancel")
+    assert stages(back, "d") == {"member", "pulling"}, "two are settled, two not"
+    alone = said(back, **{node: {number: {} for number in LEVEL} for node in "bc"})
+    after = Goals().step(back, everybody(back), alone, 2)
+    assert after is not None and after.stage(2, "d") is None, "it has counted for nothing"
+    assert after.stage(0, "d") == "member", "only a has what d has"
+    end = steps(after)[-1]
+    assert sets(end) == sets(cluster(3, 4, 4)) and end.gone.keys() == {"d"}
+
+
+def test_the_seat_of_who_died_is_dropped_once_nothing_stands_on_one_disk_only_because_of_that() -> None:
+    counting = steps(proposed(cluster(3, 4, 4), "add", "d"))[3]
+    assert stages(counting, "d") == {"member"}
+    turned = proposed(counting, "cancel", dead=True)
+    alone = said(turned, **{node: {number: {} for number in LEVEL} for node in "bc"})
+    assert Goals().step(turned, everybody(turned, but="d"), alone, 2) is None, "d and a had it"
+    alone["b"] = LEVEL
+    assert Goals().step(turned, everybody(turned, but="d"), alone, 2) is not None
 
 
 def test_who_came_and_is_not_level_yet_when_a_node_dies_counts_again_once_it_is() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crdt_spine.core import messages
+from crdt_spine.core.fences import Fence
 from crdt_spine.core.messages import (
     Ack,
     Announcement,
@@ -25,12 +26,16 @@ from crdt_spine.core.messages import (
     Get,
     Hello,
     NodeInfo,
+    Promised,
     RecordsAnswer,
     RecordsRequest,
     Request,
     Response,
     Result,
+    Round,
+    Rounded,
     Rumours,
+    Standing,
     Store,
     StraysAnswer,
     StraysRequest,
@@ -55,6 +60,7 @@ EXAMPLES: list[Any] = [
         ],
     ),
     Ack(node="a", actor="r/b@1", reached={0: 5}),
+    Fence(lock="a", token=7),
     Announcement(node="a", actor="r/a@1", state="up", now=5, vectors={0: {"r/a@1": 7}}, zone="z"),
     SyncRequest(partition=0, have={}, upto={"r/a@1": 7}, after="m"),
     SyncPage(partition=0, records=[("m", msgspec.Raw(b"[1]"))], upto={"r/a@1": 7}, operations={"s-1": ("r/a@1", 7)}),
@@ -72,6 +78,12 @@ EXAMPLES: list[Any] = [
     ),
     Bundle(deltas=[msgspec.Raw(b"{}"), msgspec.Raw(b"[1,2]")]),
     RecordsRequest(have=[("m", {"r/a@1": 7}), ("n", {})]),
+    Round(node="a", epoch=3, terms={4: (2, 1_763_000_000_100)}, have=[("m", {"r/a@1": 7})], standings=(5,)),
+    Rounded(
+        node="b", refused={1: (9, "c")}, absent=(2,), bounds={3: 1_763_000_000_000}, news=[(0, {"r/b@1": 2})],
+        lacking=(1,), standings={5: Standing(term=(1, "a"), bound=7, ready=True, vector={"r/a@1": 7})},
+    ),
+    Promised({4: (2, "a")}, (4,), 1_763_000_001_000),
     RecordsAnswer(through=2, states=[(0, msgspec.Raw(b"[1]"))], absent=(1,)),
     StraysRequest(partitions=(3, 5)),
     StraysAnswer(keys={3: ({"r/a@1": 7}, b"keys")}),

@@ -342,7 +342,7 @@ def test_operations_are_remembered_through_a_sync_and_a_restart(a: Node, b: Node
         assert again.deltas() == []
     flushed = Node("b")  # the row is in the tables already: only its operations are read
     flushed.replica.remember(b.journal, decode_entry)
-    assert flushed.replica.operations == {"op": (0, "r/a@1", 1)}
+    assert flushed.replica.operations.get("op") == (0, "r/a@1", 1) and len(flushed.replica.operations) == 1
 
 
 def test_an_operation_that_two_coordinators_took_is_known_by_the_change_that_is_here(a: Node, b: Node) -> None:
@@ -517,3 +517,60 @@ def test_a_page_replayed_after_a_restart_tells_again_how_late_the_forgotten_dele
     again = Node("b", b.journal)
     assert again.replica.clock.highest == b.replica.clock.highest == (NOW + 400) << 16
     assert again.partition.forgotten_time == b.partition.forgotten_time == (NOW + 400) << 16
+
+
+# -- tokens that nobody can reach --------------------------------------------------------------------------------------
+
+
+def said(*nodes: Node) -> Any:
+    """What these nodes announced since an actor made its last change."""
+    return lambda actor: {node.name: dict(node.replica.durable) for node in nodes}
+
+
+def test_what_a_lost_disk_had_is_unreachable_once_all_replicas_say_that_they_do_not_have_it(a: Node, b: Node) -> None:
+    a.write(store())
+    a.deltas()  # lost, and the disk with them
+    token = dict(a.vector)
+    again, c = Node("a", incarnation="2"), Node("c")
+    for node in (b, c):
+        assert node.replica.unreachable(0, token, said(a, c)) is None, "its node may come back"
+        node.hears(again)
+        assert node.replica.may_be_unreachable(0, token)
+    assert b.replica.unreachable(0, token, said(again)) is None, "c may have it"
+    assert b.replica.unreachable(0, token, said()) is None
+    assert b.replica.unreachable(0, token, said(again, c)) == ("r/a@1", "node a goes on as r/a@2, without it")
+    assert again.replica.unreachable(0, token, said(b, c)) == ("r/a@1", "node a goes on as r/a@2, without it")
+
+
+def test_what_another_replica_has_or_holds_back_is_not_unreachable(a: Node, b: Node, c: Node) -> None:
+    a.write(store())
+    first = a.deltas()
+    a.write(store("other"))
+    second = a.deltas()
+    token = dict(a.vector)
+    again = Node("a", incarnation="2")
+    b.hears(again)
+    c.takes(*first, *second)
+    assert b.replica.unreachable(0, token, said(again, c)) is None, "c has it"
+    c = Node("c")
+    b.takes(*second)
+    assert b.replica.unreachable(0, token, said(again, c)) is None, "b holds it back"
+
+
+def test_of_retired_disks_and_of_strangers_nothing_more_is_waited_for(a: Node, b: Node, c: Node) -> None:
+    b.replica.retirement.change_nodes(NAMES)
+    b.replica.retirement.disks["a"] = "r/a@1"
+    b.replica.retirement.retired.add("r/a@1")
+    assert b.replica.unreachable(0, {"r/a@1": 7}, said(c)) == ("r/a@1", "node a was away for too long and is retired")
+    stranger = b.replica.unreachable(0, {"r/zoe@1": 7}, said(c))
+    assert stranger == ("r/zoe@1", "no node of the cluster is called 'zoe'")
+    assert b.replica.unreachable(0, {"elsewhere/zoe@1": 7}, said(c)) is None, "of other regions nothing is known"
+
+
+def test_its_own_changes_a_node_knows_or_has_lost(a: Node) -> None:
+    a.write(store())
+    a.turn()
+    assert a.replica.unreachable(0, {"r/a@1": 1}, said()) is None
+    assert a.replica.unreachable(0, {"r/a@1": 2}, said()) == (
+        "r/a@1", "node a has lost it: its disk is an older one",
+    )  # fmt: skip

@@ -25,7 +25,7 @@ import yaml
 from crdt_spine import InvalidInput, Spine, config, limits
 from crdt_spine.broker.binary import find_nats_server
 from crdt_spine.cli.main import Elsewhere, spine
-from crdt_spine.core import messages, subjects
+from crdt_spine.core import lock_messages, messages, subjects
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "crdt_spine"
@@ -182,7 +182,7 @@ def test_commands_and_their_options_exist() -> None:
     for line in lines:
         said = re.sub(r"^docker (?!exec spine ).*|^docker exec spine ", "", line)
         for words in re.findall(r"(?:^|[(;&|] ?)spine ([^;&|)#]*)", said):
-            _check(words.split())
+            _check(re.split(r" -- ", words)[0].split())  # behind it, somebody else's options
             named += 1
     assert named > 15
 
@@ -226,6 +226,14 @@ def test_every_guarantee_names_a_test_that_exists() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {test}"
 
 
+def test_consistency_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "CONSISTENCY.md").read_text(encoding="utf-8")
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./([^)]+)\)", text)
+    assert len(named) > 15
+    for test, file in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {test}"
+
+
 # -- what is said is so ----------------------------------------------------------------------------------------------
 
 
@@ -243,21 +251,21 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def test_what_is_said_to_be_missing_is_missing(tmp_path: Path) -> None:
     """Whoever builds one of these finds here that the README has to be changed."""
-    assert not hasattr(Spine, "lock")
-    assert not {"locks", "bridge"} & spine.commands.keys()
+    assert "bridge" not in spine.commands
     assert not (PACKAGE / "sync.py").exists() and not (PACKAGE / "telemetry").exists()
     shown = re.findall(r"^ +self\._routes = (.*)$", (PACKAGE / "http" / "pages.py").read_text(encoding="utf-8"), re.M)
     assert re.findall(r'"(/\w*)"', shown[0]) == ["/", "/health", "/status"], "there is no API over HTTP, and no metrics"
 
 
 async def test_strong_is_refused_with_a_reason() -> None:
+    """For edits of a document: they are merged, so there is nothing that could be refused."""
     async with Spine.open(":memory:", agent="a") as one:
-        with pytest.raises(InvalidInput, match="not available yet"):
-            await one.store("x", consistency="strong")
+        with pytest.raises(InvalidInput, match="if_version"):
+            one.document("x", consistency="strong")
 
 
 def _message_types() -> list[str]:
-    structs = [one for one in vars(messages).values() if isinstance(one, type)]
+    structs = {one for module in (messages, lock_messages) for one in vars(module).values() if isinstance(one, type)}
     configs = [getattr(one, "__struct_config__", None) for one in structs]
     return [found.tag for found in configs if found is not None and found.tag_field == "type"]
 
@@ -270,9 +278,12 @@ def test_the_table_of_messages_has_them_all() -> None:
         subjects.DISCOVERY_SUBJECT,
         own.gossip("<node>"),
         own.vectors("<node>"),
+        own.lock,
+        own.fence,
         own.delta(0).replace("0", "<partition>"),
     }
     made |= {make("<node>") for make in (own.rpc, own.ack, own.sync, own.feed, own.record, own.strays, own.claim)}
+    made |= {own.round("<node>"), f"{own.rounded('<node>')}.<replica>.<n>"}
     assert {row[0].strip("`") for row in rows if row[0].startswith("`")} == made
 
 

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "transport",
         "yaml_document",
     },
+    "locks": {"core", "discovery", "errors", "limits", "transport"},
     "broker": {"errors", "limits"},
     "supervisor": {"broker", "errors", "http", "limits"},
     "validation": {"core", "errors", "limits", "memory"},
@@ -82,12 +83,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reshaping": {"core", "errors", "session"},
     "document": {"core", "errors", "limits", "session", "validation"},
     "written": {"core", "memory"},
-    "thread": {"core", "errors", "limits", "memory", "paging", "session", "validation", "written"},
+    "levels": {"call", "core", "errors", "limits", "memory", "session"},
+    "thread": {"core", "errors", "levels", "limits", "memory", "paging", "session", "validation", "written"},
     "subscription": {"core", "errors", "limits", "memory", "session", "transport"},
     "homing": {"core", "session"},
     "paging": {"core", "limits", "memory"},
     "report": {"core"},
-    "embedded": {"core", "errors", "node", "session", "storage", "transport"},
+    "embedded": {"core", "errors", "locks", "node", "session", "storage", "transport"},
 }
 #: What the core must not know of: the world outside, which its callers pass in.
 IMPURE = {

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from crdt_spine.core.membership import Member, Membership, from_json, proposed, to_json
+from crdt_spine.core.membership import Member, Membership, from_json, to_json
+from crdt_spine.core.membership_changes import proposed
 from crdt_spine.core.messages import Hello, NodeInfo, encode
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT
 from crdt_spine.errors import ConfigError

@@ -1,8 +1,7 @@
-"""How repairs are spread and held back, how lag and load are counted, and what the report makes of it."""
+"""How repairs are spread, how lag and load are counted, and what the report makes of it."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 from typing import Any, cast
 
@@ -13,76 +12,18 @@ from crdt_spine.cli.sizes import bytes_text, count_text
 from crdt_spine.cli.status_view import cluster_view, partition_view
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Hello, NodeInfo
-from crdt_spine.limits import SYNC_PAGE_RECORDS_MAX, SYNC_PAGE_SECONDS_TARGET, SYNC_SHARE_MAX
 from crdt_spine.node.lag import Lag
 from crdt_spine.node.load import Load
 from crdt_spine.node.repairs import Repairs
-from crdt_spine.node.sync_share import RECORDS_MIN, SyncShare
 from crdt_spine.report import cluster_report, skew
 
 
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
-        self.operations = 0
 
     def __call__(self) -> float:
         return self.now
-
-    def serve(self, seconds: float, operations: int) -> None:
-        self.now += seconds
-        self.operations += operations
-
-
-# -- the share ------------------------------------------------------------------------------------------------------
-
-
-def share_of(clock: Clock) -> SyncShare:
-    return SyncShare(lambda: clock.operations, clock=clock)
-
-
-async def test_while_nobody_asks_pages_are_whole_and_follow_at_once() -> None:
-    clock = Clock()
-    share = share_of(clock)
-    for _ in range(100):
-        async with share.turn():
-            clock.serve(0.02, 0)
-            share.spent(0.02, 512)
-        assert share.records_max() == SYNC_PAGE_RECORDS_MAX
-    assert clock.now == pytest.approx(102)
-
-
-async def test_while_agents_are_served_pages_take_their_share_of_the_time_and_no_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock()
-    share = share_of(clock)
-    clock.serve(1.0, 1_000)
-    began, paged = clock.now, 0.0
-
-    async def sleep(seconds: float) -> None:
-        clock.serve(seconds, round(seconds * 1_000))
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    for _ in range(200):
-        async with share.turn():
-            clock.serve(0.01, 10)
-            share.spent(0.01, 128)
-            paged += 0.01
-    assert paged / (clock.now - began) == pytest.approx(SYNC_SHARE_MAX, rel=0.05)
-    assert share.seconds == pytest.approx(paged)
-
-
-async def test_a_page_is_as_large_as_the_time_that_an_agent_may_wait() -> None:
-    clock = Clock()
-    share = share_of(clock)
-    clock.serve(1.0, 1_000)
-    share.spent(0.05, 500)  # 100 µs a record
-    assert share.records_max() == max(RECORDS_MIN, int(SYNC_PAGE_SECONDS_TARGET / 1e-4))
-    share.spent(10.0, 500)
-    assert share.records_max() == RECORDS_MIN
-    clock.serve(1.0, 0)
-    assert share.records_max() == SYNC_PAGE_RECORDS_MAX
 
 
 # -- whom to ask ----------------------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ import pytest
 
 from crdt_spine import limits
 from crdt_spine.core import codec, writes
-from crdt_spine.core.messages import Change, Hit, Query, Request, Result, Store, Vectors, encode
+from crdt_spine.core.messages import Change, Hello, Hit, Query, Request, Result, Store, Vectors, encode
 from crdt_spine.core.record import Record, apply
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.thread import Entry, before, causal_order, relation, visible
 from crdt_spine.errors import InvalidInput
+from crdt_spine.levels import Levels
 from crdt_spine.memory import Memory
 from crdt_spine.thread import Context, Contexts, Thread
 
@@ -254,7 +255,11 @@ async def test_what_came_in_while_the_pages_were_read_waits_for_the_next_read() 
     first = Result(i=0, hits=[hit("a", 10, 1)], more=True, cut={0: {NODE: 2}})
     second = Result(i=0, hits=[hit("b", 11, 2), hit("answer", 12, 4)], cut={0: {NODE: 4}})
     session: Any = Pages(first, second)
-    thread = Thread(session, "t", "ada", Context(), lambda: None, lambda level: True)  # type: ignore[arg-type,return-value]
+    session.hello = Hello(
+        cluster="c", region="r", node="a", state="up", nodes=[], partitions=1, factor=1, write_quorum=1
+    )
+    unused: Any = None
+    thread = Thread(session, "t", "ada", Context(), unused, Levels(session, None), lambda level: None)
     assert [memory.id for memory in await thread.read()] == ["a", "b"]
     assert session.results == []
 

@@ -31,6 +31,7 @@ from crdt_spine.memory import Memory
 from crdt_spine.spine import Spine
 
 REGISTERS = 24
+OWN_REGISTERS = 2  # an agent's, where a rule is taken away: what comes late is shown to who has written on
 TAGGED = 16
 THREADS = 4
 CALL_SECONDS = 4.0
@@ -68,6 +69,11 @@ class Agent:
             (7, self._store_doomed), (3, self._update_doomed), (5, self._delete_doomed), (4, self._get_doomed),
             (3, self._find_doomed), (6, self._store_note), (3, self._find_notes), (6, self._append), (3, self._read),
         ]  # fmt: skip
+        self._own: list[str] = []
+        if without:
+            first = int(name[1:]) * OWN_REGISTERS % REGISTERS
+            self._own = [f"r-{number}" for number in range(first, first + OWN_REGISTERS)]
+            self._steps = self._steps[:3]
 
     async def work(self, until: float) -> None:
         """Until then."""
@@ -179,7 +185,7 @@ class Agent:
         await self._get("register", self._register())
 
     def _register(self) -> str:
-        return f"r-{self._dice.randrange(REGISTERS)}"
+        return self._dice.choice(self._own) if self._own else f"r-{self._dice.randrange(REGISTERS)}"
 
     async def _add_tag(self) -> None:
         id, tag = f"t-{self._dice.randrange(TAGGED)}", f"x-{self._value()}"

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from chaos import packets
 from chaos.cluster import Cluster
 from chaos.history import Fault, Recorder
 from chaos.link import Mode
@@ -36,6 +37,10 @@ FAULTS: dict[str, tuple[float, float, int]] = {
     "broker-kill": (0.5, 1.0, 2),
     "reshape": (0.0, 0.0, 3),  # until it is done
 }
+#: The same, of faults that need a network namespace (packets.py), and what is lost: in, out, or both ways.
+PACKETS: dict[str, tuple[float, float, int]] = {"lossy": (1.0, 6.0, 4), "deaf": (0.5, 5.0, 3), "mute": (0.5, 5.0, 3)}
+DIRECTIONS: dict[str, tuple[packets.Direction, ...]] = {"lossy": ("in", "out"), "deaf": ("in",), "mute": ("out",)}
+LOSSES = (0.05, 0.1, 0.3)  # of packets on a lossy link
 LINKS: dict[str, Mode] = {
     "cut": "cut", "delay": "delay", "stall-in": "stall-in", "stall-out": "stall-out", "half-open": "half-open",
 }  # fmt: skip
@@ -43,6 +48,10 @@ LINKS: dict[str, Mode] = {
 
 class Faults:
     """`run` until it is cancelled or the time is over; afterwards nothing is broken any more."""
+
+    kinds = FAULTS | PACKETS
+    pause_seconds = PAUSE_SECONDS
+    at_once = AT_ONCE
 
     def __init__(self, cluster: Cluster, dice: random.Random, recorder: Recorder, names: tuple[str, ...]) -> None:
         self.counts: Counter[str] = Counter()
@@ -58,9 +67,9 @@ class Faults:
         running: set[asyncio.Task[None]] = set()
         try:
             while (now := time.monotonic()) < until:
-                await asyncio.sleep(min(self._dice.uniform(*PAUSE_SECONDS), until - now))
+                await asyncio.sleep(min(self._dice.uniform(*self.pause_seconds), until - now))
                 running = {task for task in running if not task.done() or task.result()}
-                if len(running) < AT_ONCE + ("cluster" in self._busy) and (chosen := self._choose()) is not None:
+                if len(running) < self.at_once + ("cluster" in self._busy) and (chosen := self._choose()) is not None:
                     what, target, seconds = chosen
                     seconds = min(seconds, max(0.1, until - time.monotonic()))
                     running.add(asyncio.create_task(self._one(what, target, seconds)))
@@ -68,10 +77,10 @@ class Faults:
             await asyncio.gather(*running)
 
     def _choose(self) -> tuple[str, str, float] | None:
-        [what] = self._dice.choices(self._names, [FAULTS[name][2] for name in self._names])
+        [what] = self._dice.choices(self._names, [self.kinds[name][2] for name in self._names])
         if what.startswith("broker"):
             targets = ["broker"]
-        elif what in LINKS:
+        elif what in LINKS or what in PACKETS:
             targets = list(self._cluster.links)
         elif what == "rollback":
             targets = [self._victim]
@@ -80,7 +89,7 @@ class Faults:
         else:
             targets = self._cluster.nodes
         target = self._dice.choice(targets)
-        seconds = self._dice.uniform(*FAULTS[what][:2])
+        seconds = self._dice.uniform(*self.kinds[what][:2])
         if target in self._busy or target in self._cluster.left:
             return None
         return what, target, seconds
@@ -101,6 +110,8 @@ class Faults:
     def _break(self, what: str) -> Callable[[str, float], Awaitable[None]]:
         if what in LINKS:
             return lambda target, seconds: self._link(target, LINKS[what], seconds)
+        if what in PACKETS:
+            return lambda target, seconds: self._packets(target, what, seconds)
         if what.startswith("broker"):
             number = signal.SIGKILL if what == "broker-kill" else signal.SIGTERM
             return lambda target, seconds: self._broker(number, seconds)
@@ -146,6 +157,26 @@ class Faults:
         finally:
             link.set("pass")
 
+    async def _packets(self, name: str, what: str, seconds: float) -> None:
+        port, directions = self._cluster.links[name].own_port, DIRECTIONS[what]
+        share = self._dice.choice(LOSSES) if what == "lossy" else 1.0
+        for direction in directions:
+            await asyncio.to_thread(packets.lose, port, direction, share)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            for direction in directions:
+                await asyncio.to_thread(packets.lose_nothing, port, direction)
+
     async def _broker(self, number: signal.Signals, seconds: float) -> None:
         self._cluster.signal("broker", number)
         await asyncio.sleep(seconds)
+
+
+class Stops(Faults):
+    """One node after the other is stopped, for so long that agents ask another one, and write on, and for so short that
+    it takes writes as soon as it goes on: where late ones are taken, agents see it."""
+
+    kinds = FAULTS | {"stop": (1.0, 2.8, 1)}
+    pause_seconds = (0.1, 0.6)
+    at_once = 1

@@ -32,6 +32,11 @@ class Link:
         self._changed = asyncio.Event()
         self.url = ""
 
+    @property
+    def own_port(self) -> int:
+        """Where the process connects to."""
+        return int(self.url.rpartition(":")[2])
+
     @classmethod
     async def open(cls, name: str, port: int = 0) -> Link:
         """A link to the broker at this port of loopback."""

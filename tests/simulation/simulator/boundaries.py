@@ -18,6 +18,8 @@ BOUNDARIES: Final[tuple[str, ...]] = (
     "before a delta",  # some replicas got it, some did not
     "before an acknowledgement",
     "before an answer",
+    "before a round",
+    "before a round is answered",
     "after a turn",
     "before a checkpoint",  # its vectors and records are taken, nothing of it is on the disk
     "after a checkpoint",  # the rows that it covers are still there

@@ -40,6 +40,7 @@ class Checkpoint:
     retirement: dict[str, Any] = field(default_factory=dict)
     forgotten: dict[int, Vector] = field(default_factory=dict)
     forgotten_times: dict[int, int] = field(default_factory=dict)
+    promises: dict[str, Any] = field(default_factory=dict)
 
 
 class Disk:

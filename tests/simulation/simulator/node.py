@@ -15,8 +15,9 @@ import msgspec
 
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.fences import Fence
 from crdt_spine.core.membership import Membership
-from crdt_spine.core.messages import Ack, Change, Delta, SyncPage, Write, encode
+from crdt_spine.core.messages import Ack, Change, Delta, Promised, SyncPage, Write, encode
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Refused, Replica, Turn, actor_name, node_of
@@ -25,6 +26,7 @@ from crdt_spine.core.thread import Entry
 from simulator.boundaries import DROPPED
 from simulator.disk import Checkpoint, DictRecords, Disk
 from simulator.repair import Repair
+from simulator.strong import StrongSide
 from simulator.world import START, Crash
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 HANDSHAKE_MILLISECONDS = 1_500
 FLUSH_MILLISECONDS = 2_000
 
-decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
+decode_entry = msgspec.json.Decoder(Delta | SyncPage | Fence | Promised).decode
 _decode_delta = msgspec.json.Decoder(Delta).decode
 _decode_ack = msgspec.json.Decoder(Ack).decode
 
@@ -127,6 +129,7 @@ class Node:
             records = self.store.partitions.get(number, {}).values()
             partition.memories = sum(record.alive for record in records)
             partition.tombstones = len(records) - partition.memories
+        self.replica.promises.restore(checkpoint.promises, self.replica.partitions)
         torn = len(self.disk.journal)
         for sequence, row in self.disk.rows():
             entries = row.split(b"\n")
@@ -146,6 +149,7 @@ class Node:
         self._answers: dict[int, Answer] = {}
         self._asked: dict[int, tuple[int, int]] = {}  # ticket -> partition, and the epoch when it was coordinated
         self.repair = Repair(self)
+        self.strong = StrongSide(self)
         vectors = {number: dict(p.vector) for number, p in self.replica.partitions.items()}
         self.tell(f"starts as {self.actor} with {vectors}")
         self.cluster.check("restarted", self, vectors)
@@ -184,6 +188,7 @@ class Node:
             self.repair.announce()
             return
         if self.repair.usurped or (unheard and not self.fresh):
+            self.strong.void()
             self.reincarnate("rolled back" if self.repair.usurped else f"did not hear {sorted(unheard)}")
         else:
             self.serve()
@@ -206,6 +211,7 @@ class Node:
 
         def renamed() -> None:
             if self.repair.usurped:
+                self.strong.void()
                 self.suspect = frozenset(self.replica.partitions)
             self._rename(reason)
             self._write_identity()
@@ -367,6 +373,7 @@ class Node:
         self._send(turn)
         for waiting in self.replica.persisted(turn):
             self._done(waiting)
+        self.strong.settled(turn)
         self.cluster.check("settled", self, turn)
         self.boundary("after a turn")
 
@@ -389,7 +396,7 @@ class Node:
             if node != self.name:
                 self.boundary("before an acknowledgement")
                 self.cluster.check("sent", self, "ack", {number: {actor: n} for number, n in reached.items()})
-                raw = encode(Ack(node=self.name, actor=actor, reached=reached))
+                raw = encode(Ack(node=self.name, actor=actor, reached=reached, terms=self.strong.terms(reached)))
                 self.send(node, lambda node, raw=raw: node.take_ack(raw))
 
     def send(self, target: str, deliver: Callable[[Node], None], kind: str = "") -> None:
@@ -406,6 +413,7 @@ class Node:
             if node.seen.refuses(self.name) and self.cluster.without != "given-up":
                 self.cluster.counts["refused from the dead"] += 1
             else:
+                node.strong.heard_at[self.name] = self.world.now
                 deliver(node)
 
     def records_ahead(self) -> bool:
@@ -422,6 +430,7 @@ class Node:
             self.replica.retirement.saved,
             {number: dict(p.forgotten) for number, p in self.replica.partitions.items()},
             {number: p.forgotten_time for number, p in self.replica.partitions.items()},
+            self.replica.promises.saved,
         )  # fmt: skip
 
     def _write_identity(self) -> None:
@@ -466,7 +475,9 @@ class Node:
         self.touch()
 
     def take_ack(self, raw: bytes) -> None:
-        self.done(self.replica.ack(_decode_ack(raw)))
+        ack = _decode_ack(raw)
+        self.done(self.replica.ack(ack))
+        self.strong.acked(ack)
 
     def write(
         self, operation: Write, agent: str, operation_id: str, token: Vector, retry: bool, answer: Answer

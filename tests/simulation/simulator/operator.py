@@ -4,7 +4,8 @@ who drives these changes.
 Several do it at once, none knows of the others: each looks at the register and at what the nodes announced, and tries
 to make the next step a moment later; by compare-and-set one of them wins. They have no state but goals, which they
 forget when they are interrupted: whoever goes on finds the step to be done. Now and then one changes its mind and
-turns back what is under way, or gives a node up as dead; which is so, or the node is only out of sight.
+turns back what is under way, or gives a node up as dead, also while a change is turned back; which is so, or the node
+is only out of sight. The next one may die once others have taken over what the last one had.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from crdt_spine.core.causality import Vector
-from crdt_spine.core.membership import Goals, Kind, Membership, advance, goals, proposed
+from crdt_spine.core.membership import Kind, Membership
+from crdt_spine.core.membership_changes import proposed
+from crdt_spine.core.membership_steps import Goals, advance, goals
 from crdt_spine.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 MEMBERS_MAX = 6
 INTERRUPTION = 0.1  # the chance that an operator stops looking before the step is done
 REGRET_MILLISECONDS = 60_000  # after so long an operator turns back what is under way, on average
+DEATH_MILLISECONDS = 3_000  # after so long of turning back it gives a node up
 MISSED = 0.3  # the chance that a node's announcement is not heard since the last look
 WRITING_MILLISECONDS_MAX = 150  # from looking at the register to writing it
 
@@ -88,14 +92,20 @@ class Operator:
         elif change.kind != "cancel" and chance.random() < self.pause_max / 2 / REGRET_MILLISECONDS and not self.over:
             fallen = chance.choice([*now.members]) if self._may_give_up(now) and chance.random() < 0.3 else ""
             self._propose(now, "cancel", "", fallen, bool(fallen))
+        elif change.kind == "cancel" and self._may_give_up(now) and chance.random() < self._death_chance:
+            self._propose(now, "cancel", "", chance.choice([*now.members]), True)
         else:
             step = self._step(now)
             if step is not None:
                 self._write(now, step, "step")
 
+    @property
+    def _death_chance(self) -> float:
+        return self.pause_max / 2 / DEATH_MILLISECONDS
+
     def _may_give_up(self, now: Membership) -> bool:
         """A second one at a time could be one too many: the writes of two disks are gone then."""
-        return len(now.dead) < self.deaths and not self.over
+        return len(now.dead) < self.deaths and not {*now.dead} & now.nodes and not self.over
 
     def _propose(self, now: Membership, kind: Kind, comes: str, goes: str, dead: bool) -> None:
         try:
@@ -108,7 +118,8 @@ class Operator:
             node = self.cluster.nodes[goes]
             if node.running:
                 node.crash("for good")  # it comes back, though, and must not
-        self._write(now, step, f"{kind} dead" if dead else kind)
+        again = now.change is not None and now.change.kind == "cancel"
+        self._write(now, step, f"{kind} dead again" if again else f"{kind} dead" if dead else kind)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

@@ -7,22 +7,24 @@ the newcomer give it no page, which would hide most of what comes of it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from crdt_spine.core import membership as memberships
-from crdt_spine.core import orset
+from crdt_spine.core import membership_steps, orset, strong
 from crdt_spine.core import partition as partitions
 from crdt_spine.core import replica as replicas
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.membership import Membership
 from crdt_spine.core.messages import Announcement, Delta
 from crdt_spine.core.partition import Partition
+from crdt_spine.core.rebalancing import Move
 from crdt_spine.core.record import apply, merge
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
+from crdt_spine.core.strong import Strong
 from simulator import speakers
 
 #: Rules of the shell.
@@ -52,9 +54,12 @@ RULES = {
     "joined-first": "a newcomer pulls once all others have confirmed that they know of it",
     "handed-over": "a leaver is dropped once the others have its changes",
     "level": "a newcomer counts once it has what the others had",
+    "settled": "a move ends once who came has what there was when all knew that it is a member",
     "member-first": "a leaver goes once the one that comes for it is a member",
     "given-up": "who was given up as dead counts for nothing, nothing of it is taken, and it must not start",
     "no-holes": "an entry of a thread is shown if nothing before it can be missing",
+    "majority": "a primary has the promise of a majority, and what it answers is on one",
+    "seals": "what is read first in a term is written anew, above all that earlier primaries may have left behind",
     "thread-order": "a thread is shown in causal order, not in that of time",
 }
 
@@ -103,13 +108,31 @@ def _heed_all(self: Replica, announcement: Announcement) -> bool:
     return True
 
 
-def _leave_first(seats: Mapping[str, Any], move: memberships.Move, dead: Any) -> Any:
+def _leave_first(seats: Mapping[str, Any], move: Move, dead: Any) -> Any:
     if move.frm in seats and move.to in seats:
-        return _next(seats, memberships.Move(None, move.frm), dead)
+        step = _next(seats, Move(None, move.frm), dead)
+        return step._replace(goal=step.goal if step.stage is None else None, last=False)
     return _next(seats, move, dead)
 
 
-_next = memberships._next
+def _end_early(seats: Mapping[str, Any], move: Move, dead: Any) -> Any:
+    step = _next(seats, move, dead)
+    return step._replace(goal=None) if step.last and step.goal == "level" else step
+
+
+class _Everything(OrderedDict[str, None]):
+    def __contains__(self, id: object) -> bool:
+        return True
+
+
+def _sealed_already(self: Strong, number: int, promised: Any, at: float) -> Any:
+    lead = _take_over(self, number, promised, at)
+    lead.sealed = _Everything()
+    return lead
+
+
+_next = membership_steps._next
+_take_over = Strong._take_over
 
 _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "deps": (Partition, "_due", lambda self, delta, latest: delta.changes[-1].time <= latest),
@@ -125,9 +148,12 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "forgotten": (Partition, "merge_records", _merge_forgotten),
     "retired": (Replica, "heed", _heed_all),
     "rolled-back": (Replica, "lost", lambda self, announcement: False),
-    "member-first": (memberships, "_next", _leave_first),
+    "settled": (membership_steps, "_next", _end_early),
+    "member-first": (membership_steps, "_next", _leave_first),
     "given-up": (Membership, "_counts", lambda self, node, seat: seat.stage == "member"),
     "no-holes": (speakers, "visible", lambda entries, cut: (entries, {})),
+    "majority": (strong, "majority", lambda count: 1),
+    "seals": (Strong, "_take_over", _sealed_already),
     "thread-order": (speakers, "causal_order", lambda entries: sorted(entries, key=lambda entry: entry.place)),
 }  # fmt: skip
 

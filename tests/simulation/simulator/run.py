@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from crdt_spine.core import replica as replicas
+from crdt_spine.core import rounds, whole
 from simulator.agents import Agent
 from simulator.boundaries import BOUNDARIES, MEMBERSHIP_BOUNDARIES
 from simulator.checkers import Checker
@@ -17,6 +18,7 @@ from simulator.checkers.causality import Causality
 from simulator.checkers.convergence import Convergence
 from simulator.checkers.durability import Durability
 from simulator.checkers.identity import Identity
+from simulator.checkers.linearizable import Linearizable
 from simulator.checkers.liveness import Liveness
 from simulator.checkers.meaning import Meaning
 from simulator.checkers.publishing import Publishing
@@ -27,6 +29,7 @@ from simulator.checkers.sessions import Sessions
 from simulator.checkers.tags import Tags
 from simulator.checkers.threads import Threads
 from simulator.checkers.vectors import Vectors
+from simulator.claimants import Claimant
 from simulator.cluster import Cluster
 from simulator.faults import Faults
 from simulator.network import Network
@@ -41,6 +44,8 @@ CHANGING_MILLISECONDS_MAX = 60_000  # for a change of the membership to end
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
 SPEAKERS = 2
+REMEMBERED_MILLISECONDS = 16_000  # a retried strong operation: stragglers of it come no later
+CLAIMED = 2  # memories
 OPERATORS = 2
 WAITING_CHANGES_MAX = 5  # as few as may be held back, so that the bound is reached
 
@@ -68,12 +73,18 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
     checkers = [
         Retries(), Identity(), Resurrection(), Tags(), Meaning(), Sessions(), Publishing(), Vectors(), Causality(),
         Threads(), Bounds(), Seating(), Durability(), Convergence(), Liveness(agents),
+        Linearizable(),
     ]  # fmt: skip
     counts: dict[str, int] = {}
     problem = ""
     gc.disable()  # a fifth of the time; what a run leaves behind goes at once when it is over
     try:
-        with patch.object(replicas, "WAITING_CHANGES_MAX", WAITING_CHANGES_MAX), taken_away(without):
+        with (
+            patch.object(replicas, "WAITING_CHANGES_MAX", WAITING_CHANGES_MAX),
+            patch.object(whole, "_REMEMBERED", REMEMBERED_MILLISECONDS << 16),
+            patch.object(rounds, "partition_of", lambda id, partitions: int(id[1:]) % partitions),
+            taken_away(without),
+        ):
             _run(world, scenario or Scenario.of(world.random), agents, checkers, without, counts)
     except Violation as violation:
         problem = str(violation)
@@ -105,9 +116,12 @@ def _run(
         for index in range(AGENTS)
     ]
     agents += [Speaker(cluster, f"speaker{index}", scenario.agent_pause_max * 5) for index in range(SPEAKERS)]
+    agents += [
+        Claimant(cluster, f"claimant{index}", CLAIMED, scenario.agent_pause_max) for index in range(scenario.claimants)
+    ]
     boundaries = BOUNDARIES + (MEMBERSHIP_BOUNDARIES if scenario.operator_pause_max else ())
     faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, boundaries, rollback=scenario.rollback)
-    deaths = int(scenario.deaths and not scenario.rollback)
+    deaths = 0 if scenario.rollback else scenario.deaths
     operators = [Operator(cluster, scenario.operator_pause_max, deaths) for _ in range(OPERATORS)]
     world.run_until(scenario.trouble)
     while sum(agent.count for agent in agents) < OPERATIONS_MIN:

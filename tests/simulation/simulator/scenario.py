@@ -29,8 +29,9 @@ class Scenario(NamedTuple):
     factor: int | None = None  # replicas of each partition; None: every node but the spares
     spares: int = 0  # nodes that hold nothing at first
     operator_pause_max: int = 0  # 0: the membership stays as it is
-    deaths: bool = False  # a node may be given up as dead
+    deaths: int = 0  # so many nodes may be given up as dead, one after the other
     looks: tuple[int, int] = (1_500, 1_500)  # at most, between two looks at the register; n0 hears of newcomers later
+    claimants: int = 3
     retirement: float = float("inf")  # seconds of silence after which a node is retired
 
     @classmethod
@@ -53,7 +54,7 @@ class Scenario(NamedTuple):
             operator_pause_max=chance.choice([500, 4_000]) if spares or chance.random() < 0.2 else 0,
         )
         if scenario.operator_pause_max:
-            scenario = scenario._replace(partitions=4, factor=3, deaths=chance.random() < 0.5)
+            scenario = scenario._replace(partitions=4, factor=3, deaths=chance.choice([0, 1]))
         return scenario
 
 
@@ -115,8 +116,24 @@ FAREWELLS = GROWTH._replace(
 BURIALS = GROWTH._replace(
     weather=Weather(0.0, 0.2, 0.15, 50, 1_000),
     habit=Habit(("store", "delete", "delete", "tag"), (1, None, None, 9)),
-    deaths=True,
+    deaths=1,
     looks=(2_000, 2_000),
+)
+
+#: The same of partitions on four nodes, which three begin with, so that who comes takes nobody's place; and while much
+#: is lost, so that it has not all yet. Of three a majority is two, of four it need not meet them once one has died.
+SETTLING = BURIALS._replace(
+    weather=Weather(0.0, 0.6, 0.0, 50, 600),
+    habit=Habit(("store", "store", "store", "delete"), (None,)),
+    agent_pause_max=30,
+    fault_pause_max=8_000,
+    looks=(300, 300),
+    skews=(0, 100, -300),
+    partitions=1,
+    spares=3,
+    factor=4,
+    operator_pause_max=1_000,
+    deaths=2,
 )
 
 #: Nodes crash all the time, at every boundary.
@@ -140,7 +157,18 @@ RETIREMENTS = DELETES._replace(
     retirement=4.0,
 )
 
+#: Strong operations on few memories, while their primaries crash, stop, and are cut off.
+CLAIMS = DELETES._replace(
+    weather=Weather(0.02, 0.2, 0.1, 50, 50),
+    skews=(0, 400, -400),
+    agent_pause_max=60,
+    fault_pause_max=900,
+    faults=("crash", "crash", "part", "mend", "mend", "pause"),
+    claimants=6,
+)
+
 SCENARIOS = {
     "syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS, "full-disks": FULL_DISKS, "growth": GROWTH,
-    "farewells": FAREWELLS, "burials": BURIALS, "crashes": CRASHES, "retirements": RETIREMENTS,
+    "farewells": FAREWELLS, "burials": BURIALS, "settling": SETTLING, "crashes": CRASHES, "retirements": RETIREMENTS,
+    "claims": CLAIMS,
 }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Final
 
 from chaos.checkers.convergence import convergence
 from chaos.checkers.durability import durability
+from chaos.checkers.monotonic import monotonic
 from chaos.checkers.outcomes import outcomes
 from chaos.checkers.resurrection import resurrection
 from chaos.checkers.sessions import sessions
@@ -20,6 +21,7 @@ CHECKERS: Final[dict[str, Callable[[History], Iterator[str]]]] = {
     "resurrection": resurrection,
     "outcomes": outcomes,
     "sessions": sessions,
+    "monotonic": monotonic,
     "tags": tags,
     "threads": threads,
     "subscriptions": subscriptions,

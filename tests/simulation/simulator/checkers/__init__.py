@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulator.world import Violation
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from crdt_spine.core.record import Record
     from crdt_spine.core.replica import Turn
     from simulator.agents import Agent
+    from simulator.claimants import Claim
     from simulator.cluster import Cluster
     from simulator.disk import Checkpoint
     from simulator.history import Dot, Made
@@ -80,6 +81,9 @@ class Checker:
 
     def thread_read(self, agent: Agent, thread: str, order: list[str]) -> None:
         """An agent is shown a thread: its entries' ids."""
+
+    def claimed(self, agent: Agent, claim: Claim, outcome: str, output: dict[str, Any]) -> None:
+        """An agent was told what came of a strong operation, or has given it up as "unknown"."""
 
     def stale(self, agent: Agent) -> None:
         """An agent gives its token up: nobody reaches it."""

@@ -17,9 +17,11 @@ class Seating(DiskVectors):
 
     def __init__(self) -> None:
         super().__init__()
-        # By partition: dot, whether a majority has it, and which nodes were known to be dead.
+        # By partition: dot, whether a majority has it, and which nodes were known to be dead, or are made up for.
         self.promised: defaultdict[int, list[tuple[str, int, bool, set[str]]]] = defaultdict(list)
         self.dead: set[str] = set()
+        self.mourned: set[str] = set()  # those of them whose place nobody has taken yet
+        self.standing: dict[int, int] = {}  # by partition, how many had a seat when no change was under way
         self.rolled = False
 
     def rolled_back(self, node) -> None:  # type: ignore[no-untyped-def]
@@ -27,6 +29,7 @@ class Seating(DiskVectors):
 
     def given_up(self, node) -> None:  # type: ignore[no-untyped-def]
         self.dead.add(node.name)
+        self.mourned.add(node.name)
 
     def confirmed(self, node, partition, waiting, steady) -> None:  # type: ignore[no-untyped-def]
         if waiting.needed >= self.cluster.write_quorum:
@@ -37,7 +40,8 @@ class Seating(DiskVectors):
     def moved(self, before, after) -> None:  # type: ignore[no-untyped-def]
         if after.epoch != before.epoch + 1:
             self.fail(f"after epoch {before.epoch} comes {after.epoch}")
-        factor = after.settings.factor
+        if before.change is None:
+            self.standing = {number: len(seats) for number, seats in before.seats.items()}
         now, then = after.replicas(), before.replicas()
         for number, seats in after.seats.items():
             moving = [name for name, seat in seats.items() if seat.stage != "member" and name not in after.dead]
@@ -45,12 +49,17 @@ class Seating(DiskVectors):
                 self.fail(f"{moving} change their seats in partition {number} at once")
             lost = set(then[number]) - set(now[number])
             dead = seats.keys() & {*after.dead}  # an operator left it there, when something else was more urgent
-            if lost - {*after.dead} and len(now[number]) + len(dead) < factor:
+            enough = min(after.settings.factor, self.standing[number])
+            if lost - {*after.dead} and len(now[number]) + len(dead) < enough:
                 self.fail(f"partition {number} is on {now[number]} alone, without {lost}: {after}")
             if lost <= {*after.dead} and not now[number]:
                 self.fail(f"nobody holds partition {number}")
-            if not self.rolled and len(self.dead | {*after.dead}) <= 1:
+            if not self.rolled and len(self.mourned | {*after.dead} - self.dead) <= 1:
                 self._look(number, seats, [name for name in now[number] if name not in after.dead], after.epoch)
+        if after.change is None and not {*after.dead} & after.nodes:
+            self.mourned.clear()
+            for _, _, _, known in (one for promised in self.promised.values() for one in promised):
+                known.update(self.dead)
 
     def _look(self, number, seats, counting, epoch) -> None:  # type: ignore[no-untyped-def]
         disks = {name: self.disks[name, number] for name in seats}

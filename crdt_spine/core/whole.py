@@ -1,0 +1,108 @@
+"""Strong operations write a memory whole, so that what is left of earlier ones is dead.
+
+A write of a former primary that was never confirmed may lie on a minority and spread at any later time. A change with
+`alive` is the floor of its memory (core/record.py): what is stamped below it has no effect any more, anywhere, for
+ever. So every strong write is a store, or a delete, with all that is to be there, stamped above all that earlier
+primaries may have given (core/terms.py): what its primary had seen is in it, and what that had not seen is dead. Where
+there is nothing to change, as for a read, the memory is *sealed*: written whole as it is; readers are shown the version
+and the times of before. CASPaxos (Rystsov 2018) has the same idea: a read is an identity write.
+
+What is written whole also says which operations were done on the memory lately. So whoever is primary next knows, from
+the memory alone, whether an operation that is tried again was done, in a past that counts, or is dead. One that is
+tried again and refused is remembered as well: its first attempt may still be on its way, and must not be done then.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from crdt_spine.core import writes
+from crdt_spine.core.document import opened, updates_of
+from crdt_spine.core.messages import Change, Delete, Edit, Store, Strong
+from crdt_spine.core.record import Record, apply
+from crdt_spine.core.registers import Origin
+from crdt_spine.limits import STRONG_OPERATIONS_REMEMBERED_MAX, STRONG_OPERATIONS_REMEMBERED_SECONDS
+
+_REMEMBERED = int(STRONG_OPERATIONS_REMEMBERED_SECONDS * 1000) << 16  # as a hybrid time
+
+
+def written_whole(
+    operation: Store | Edit | Delete, record: Record | None, time: int, agent: str, operation_id: str
+) -> Change:
+    """The change of a strong write. Raises Refused (core/writes.py)."""
+    done = _bounded((*operations_of(record, time), operation_id))
+    match operation:
+        case Store():
+            change = writes.store(operation, record, time, agent, operation_id)
+            return msgspec.structs.replace(change, strong=Strong(done))
+        case Delete():
+            change = writes.delete(operation, record, time, agent, operation_id)
+            return msgspec.structs.replace(change, strong=Strong(done))
+        case Edit():
+            change = writes.edit(operation, record, time, agent, operation_id)
+            assert record is not None  # or it was refused
+            after = apply(record, change, Origin(time, "", 0, agent))
+            return _whole(after, time, agent, operation_id, Strong(done, edit=True))
+
+
+def seal(id: str, record: Record | None, time: int, refused: str = "") -> Change:
+    """The change that changes nothing but that all below it is dead: in nobody's name. It remembers that the operation
+    `refused` was."""
+    done = operations_of(record, time)
+    if refused:
+        done = _bounded((*done, f"-{refused}"))
+    if record is None:
+        return Change(id=id, time=time, agent="", alive=False, strong=Strong(done, edit=True, sealed=("", 0)))
+    sealed = Strong(done, edit=True, sealed=(record.etag, record.shown_updated))
+    if not record.alive:
+        life = record.life.value
+        return Change(
+            id=id, time=time, agent=record.life.origin.agent, alive=False, thread=life.thread, created=life.created,
+            life_agent=life.agent, last_tags=life.tags, strong=sealed,
+        )  # fmt: skip
+    return _whole(record, time, record.life.value.agent, "", sealed)
+
+
+def operations_of(record: Record | None, time: int) -> tuple[str, ...]:
+    """The strong operations that were done on a memory lately, at the hybrid time `time`; "" as the first one says that
+    earlier ones were left out. None where the last one is long ago."""
+    strong = None if record is None else record.life.value.strong
+    if record is None or strong is None or record.life.origin.time + _REMEMBERED < time:
+        return ()
+    operations: tuple[str, ...] = strong.operations
+    return operations
+
+
+def _bounded(operations: tuple[str, ...]) -> tuple[str, ...]:
+    if len(operations) <= STRONG_OPERATIONS_REMEMBERED_MAX:
+        return operations
+    return ("", *operations[-STRONG_OPERATIONS_REMEMBERED_MAX + 1 :])
+
+
+def _whole(record: Record, time: int, agent: str, operation_id: str, strong: Strong) -> Change:
+    """The store that gives a living memory all that is there. A document goes on as one Yjs state on an empty content,
+    so that nothing of it is lost; who edits it just then carries the edit of the text over."""
+    life = record.life.value
+    content = None if record.content is None else record.content.value
+    document: bytes | None = None
+    if record.document is not None:
+        content, document = "", opened(updates_of(record.content, record.document)).get_update()
+    return Change(
+        id=record.id,
+        time=time,
+        agent=agent,
+        operation=operation_id,
+        alive=True,
+        content=content,
+        importance=None if record.importance is None else record.importance.value,
+        expires=msgspec.UNSET if record.expires is None else record.expires.value,
+        metadata=record.metadata_values(),
+        add=tuple(sorted(record.tags)),
+        thread=life.thread,
+        clock=life.clock,
+        after=life.after,
+        created=life.created,
+        life_agent=life.agent,
+        document=document,
+        strong=strong,
+    )

@@ -1,0 +1,132 @@
+"""For whom a write waits: as many replicas as it needs are in a hurry, by the same order everywhere, and no more."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import msgspec
+import pytest
+from records import Records
+
+from crdt_spine.core.clock import HybridClock
+from crdt_spine.core.messages import Delta, Edit, Store, encode
+from crdt_spine.core.quorum import awaited
+from crdt_spine.core.replica import Replica, actor_name
+
+NOW = 1_763_000_000_000
+NAMES = ("a", "b", "c")
+decode = msgspec.json.Decoder(Delta).decode
+
+
+@pytest.mark.parametrize(
+    ("factor", "quorum", "others"), [(3, 1, 1), (3, 2, 1), (3, 3, 2), (5, 2, 2), (5, 4, 3), (1, 1, 0)]
+)
+def test_a_majority_or_the_write_quorum_is_in_a_hurry(factor: int, quorum: int, others: int) -> None:
+    replicas = [f"n{i}" for i in range(factor)]
+    for number in range(16):
+        found = awaited(number, "n0", replicas, quorum)
+        assert len(found) == others
+        assert "n0" not in found
+
+
+def test_the_hurry_is_shared_between_the_replicas() -> None:
+    took = [node for number in range(64) for node in awaited(number, "a", NAMES, 2)]
+    assert took.count("b") == took.count("c") == 32
+
+
+def test_who_is_away_is_stood_in_for() -> None:
+    for number, gone in ((n, g) for n in range(8) for g in ("b", "c")):
+        assert awaited(number, "a", NAMES, 2, {gone}) == [node for node in ("b", "c") if node != gone]
+
+
+def test_whatever_a_node_knows_of_who_is_away_enough_are_in_a_hurry() -> None:
+    """Two nodes may see different ones away. Each that is in nobody's list is one that nobody waits for; of those that
+    are there, as many as are needed always take themselves for awaited."""
+    replicas = ["a", "b", "c", "d", "e"]
+    for number in range(5):
+        for dead in combinations("bcde", 2):
+            there = [node for node in "bcde" if node not in dead]
+            hurrying = [node for node in there if node in awaited(number, "a", replicas, 3, set(dead))]
+            assert len(hurrying) == 2
+
+
+class Node:
+    """A replica of a few partitions."""
+
+    def __init__(self, name: str) -> None:
+        peers = {number: tuple(other for other in NAMES if other != name) for number in range(4)}
+        self.replica = Replica(name, actor_name("r", name, "1"), Records(), HybridClock(), peers, 2)
+
+    def write(self, number: int, id: str) -> list[Delta]:
+        self.replica.write(number, Store(i=0, id=id, content="text"), "agent", id, NOW, id)
+        return self.commit()
+
+    def commit(self) -> list[Delta]:
+        turn = self.replica.end_turn()
+        self.replica.persisted(turn)
+        return [decode(raw) for _, raw in turn.deltas]
+
+    def takes(self, delta: Delta) -> bool:
+        """Is what a delta brought awaited?"""
+        assert self.replica.receive(delta, encode(delta), NOW)
+        found = self.replica.awaited
+        self.commit()
+        return found
+
+
+def test_of_each_change_one_replica_of_two_is_awaited() -> None:
+    a, b, c = (Node(name) for name in NAMES)
+    for number in range(4):
+        (delta,) = a.write(number, f"m{number}")
+        assert b.takes(delta) != c.takes(delta)
+
+
+def test_the_other_one_is_awaited_once_the_first_is_not_heard_of() -> None:
+    a, b, c = (Node(name) for name in NAMES)
+    for number in range(4):
+        (delta,) = a.write(number, f"m{number}")
+        if b.takes(delta):
+            c.replica.miss(frozenset({"b"}))
+            (later,) = a.write(number, f"n{number}")
+            c.takes(delta)
+            assert c.takes(later), "b is away"
+            c.replica.miss(frozenset())
+            (last,) = a.write(number, f"o{number}")
+            assert not c.takes(last), "b is back"
+            return
+    pytest.fail("b came first nowhere")
+
+
+def test_who_counts_for_no_quorum_is_not_waited_for() -> None:
+    a, c = Node("a"), Node("c")
+    muted = {number: frozenset({"b"}) for number in range(4)}
+    for node in (a, c):
+        node.replica.change_peers(node.replica.peers, muted)
+    for number in range(4):
+        (delta,) = a.write(number, f"m{number}")
+        assert c.takes(delta)
+
+
+def test_a_write_and_a_repetition_are_awaited() -> None:
+    a, b, c = (Node(name) for name in NAMES)
+    assert not a.replica.awaited
+    a.replica.write(0, Store(i=0, id="m", content="text"), "agent", "s-1", NOW, "ticket")
+    assert a.replica.awaited
+    (delta,) = a.commit()
+    assert not a.replica.awaited
+    a.replica.write(0, Store(i=0, id="m", content="text"), "agent", "s-1", NOW, "ticket", True)
+    assert a.replica.awaited, "whoever asks again is answered once the open turn is durable"
+    a.commit()
+    for node in (b, c):
+        node.takes(delta)
+        assert node.takes(delta), "a delta that comes again: its first acknowledgement may have been lost"
+
+
+def test_changes_of_another_region_are_awaited_by_its_bridge() -> None:
+    b, c = Node("b"), Node("c")
+    elsewhere = Replica("x", actor_name("elsewhere", "x", "1"), Records(), HybridClock(), {0: ("b",)}, 1)
+    elsewhere.write(0, Store(i=0, id="m", content="text"), "agent", "s-1", NOW, None)
+    elsewhere.write(0, Edit(i=1, id="m", content="more"), "agent", "s-2", NOW, None)
+    (raw,) = [raw for _, raw in elsewhere.end_turn().deltas]
+    for node in (b, c):
+        assert node.takes(decode(raw))

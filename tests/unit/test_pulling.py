@@ -1,0 +1,69 @@
+"""A gap is pulled when its time has come, however long a node would otherwise have nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from crdt_spine.core.messages import Hello, NodeInfo, Store
+from crdt_spine.node.node import Node
+from crdt_spine.node.service import Ticket
+from crdt_spine.storage.sqlite import SqliteEngine
+from crdt_spine.transport.local import LocalTransport
+
+NAMES = ("a", "b")
+HELLO = Hello(
+    cluster="test", region="local", node="a", state="up", nodes=[NodeInfo(id=name) for name in NAMES], partitions=4,
+    factor=2, write_quorum=1,
+)  # fmt: skip
+
+
+class Losing(LocalTransport):
+    """Loses the deltas while `loses`."""
+
+    loses = False
+
+    def send(self, subject: str, payload: bytes, reply: str = "") -> None:
+        if not (self.loses and ".delta." in subject):
+            super().send(subject, payload, reply)
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
+    assert holds(), what
+
+
+async def test_a_gap_is_pulled_though_the_next_regular_look_is_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is announced after the last look of a minute is fetched once a delta would have been there."""
+    transport = Losing()
+    a, b = (Node(name, HELLO, SqliteEngine.open(":memory:"), transport) for name in NAMES)
+    await asyncio.gather(a.start(), b.start())
+    try:
+        await until(lambda: a.state == b.state == "up", "both serve")
+        for node in (a, b):
+            await until(lambda node=node: node.replication.alive() == {*NAMES} - {node.id}, "they know each other")  # type: ignore[misc]
+        monkeypatch.setattr("crdt_spine.node.replication.ANNOUNCE_SECONDS", 60.0)
+        monkeypatch.setattr("crdt_spine.node.replication.PEER_SILENT_SECONDS_MAX", 600.0)
+        for node in (a, b):  # both sleep for the minute now
+            node.replication._collect_seconds = 60.0
+            node.replication._look_again.set()
+        await asyncio.sleep(0.05)
+        for lap in range(2):
+            transport.loses = True
+            for number in range(4):
+                operation = Store(i=0, id=f"m{lap}{number}", content="text")
+                ticket = Ticket("nobody", operation, number)
+                a.replica.write(number, operation, "me", "", time.time_ns() // 1_000_000, ticket)
+            a.committer.touch()
+            await a.committer.barrier()
+            a.replication.announce()
+            transport.loses = False
+            await until(lambda: b.replica.durable == a.replica.durable, "the gap is closed")
+        assert b.replication.counts["syncs"] >= 8
+    finally:
+        await asyncio.gather(a.stop(), b.stop())

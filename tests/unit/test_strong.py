@@ -1,0 +1,276 @@
+"""Strong operations as short stories: who is primary, what is left of those before, and what an agent is told. The
+replicas are the real core; random schedules of them are in test_strong_schedules.py."""
+
+from __future__ import annotations
+
+import pycrdt
+import pytest
+from strong_stage import Stage, content_of
+
+from crdt_spine.core.document import key_of, text_in, updates_of
+from crdt_spine.core.fences import Fence, token_of
+from crdt_spine.core.messages import Delete, Edit, EditDocument, Get, Store
+from crdt_spine.core.strong import Ask
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def store(text: str, **fields: object) -> Store:
+    return Store(i=0, id="m", content=text, strong=True, **fields)  # type: ignore[arg-type]
+
+
+def edit(text: str, **fields: object) -> Edit:
+    return Edit(i=0, id="m", content=text, strong=True, **fields)  # type: ignore[arg-type]
+
+
+GET = Get(i=0, id="m", strong=True)
+DELETE = Delete(i=0, id="m", strong=True)
+
+
+@pytest.mark.parametrize("names", ["a", "abc", "abcde"])
+def test_what_was_written_is_read(names: str) -> None:
+    stage = Stage(names)
+    stored = stage.do("a", store("one"))
+    assert not stored.error and stored.version
+    assert content_of(stage.do("a", GET)) == "one"
+    edited = stage.do("a", edit("two", if_version=stored.version, add=("x",)))
+    assert content_of(edited) == "two" and edited.record is not None and set(edited.record.tags) == {"x"}
+    assert stage.do("a", edit("three", if_version=stored.version)).error == "VersionConflict"
+    assert content_of(stage.do("a", GET)) == "two"
+    assert not stage.do("a", DELETE).error
+    assert stage.do("a", DELETE).error == "NotFound"
+    assert content_of(stage.do("a", GET)) is None
+
+
+def test_another_node_says_who_the_primary_is() -> None:
+    stage = Stage()
+    stage.do("b", store("one"))
+    answer = stage.do("a", GET)
+    assert (answer.error, answer.primary, answer.outcome) == ("Elsewhere", "b", "not applied")
+
+
+def test_of_two_that_begin_at_once_one_is_primary() -> None:
+    stage = Stage()
+    for name in "abc":
+        stage.members[name].ask(stage_ask(name))
+    stage.settle(500)
+    done = [node for node, answer in stage.answers if not answer.error]
+    assert len(done) == 1, stage.answers
+    assert all(answer.primary == done[0] for _, answer in stage.answers if answer.error)
+
+
+def stage_ask(name: str) -> Ask:
+    return Ask(None, 0, store(name), "agent", f"op-{name}")
+
+
+def test_the_next_primary_shows_what_was_confirmed_under_the_same_version() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one", tags=("t",), importance=0.9))
+    stage.members["a"].crash()
+    read = stage.do("b", GET)
+    assert content_of(read) == "one" and read.record is not None
+    assert read.record.etag == stored.version, "a seal changes nothing"
+    assert read.record.shown_updated == stored.record.updated  # type: ignore[union-attr]
+    assert read.record.version != stored.record.version  # type: ignore[union-attr]
+    assert read.record.importance.value == 0.9 and set(read.record.tags) == {"t"}  # type: ignore[union-attr]
+    assert not stage.do("b", edit("two", if_version=stored.version)).error
+
+
+def test_what_a_former_primary_never_got_confirmed_is_dead_once_the_next_one_was_asked() -> None:
+    """It is on its disk, and comes back with it; a reader has seen the memory without it."""
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    stage.lossy = lambda source, target: True
+    late = stage.members["a"]
+    late.ask(stage_edit("leftover", stored.version, "late"))
+    stage.lossy = lambda source, target: False
+    stage.members["a"].ask(stage_edit("leftover", stored.version, "late2"))
+    # The question is answered, the change is written to the disk, and then the node dies.
+    while not any(b"leftover" in row for row in late.journal):
+        stage.deliver() if stage.wire else late.commit()
+    stage.wire.clear()
+    late.crash()
+    assert content_of(stage.do("b", GET)) == "one"
+    late.start()
+    late.inherit()
+    stage.members["b"].pull(late)
+    stage.settle(100)
+    assert content_of(stage.do("b", GET)) == "one", "or two readers saw it come and go"
+    again = stage.do("b", edit("leftover", if_version=stored.version), "late2", retry=True)
+    assert not again.error and content_of(again) == "leftover", "what is dead was not applied, and may be"
+
+
+def stage_edit(text: str, version: str, id: str) -> Ask:
+    return Ask(None, 0, edit(text, if_version=version), "agent", id)
+
+
+def test_a_retry_is_applied_once_also_by_the_next_primary() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    first = stage.do("a", edit("two", if_version=stored.version), "the-op")
+    again = stage.do("a", edit("two", if_version=stored.version), "the-op", retry=True)
+    assert not again.error and again.version == first.version
+    stage.members["a"].crash()
+    later = stage.do("b", edit("two", if_version=stored.version), "the-op", retry=True)
+    assert not later.error and later.version == first.version
+    assert stage.do("b", edit("x", if_version=stored.version), "other", retry=True).error == "VersionConflict"
+
+
+def test_without_a_majority_nothing_is_done_nor_shown() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    stage.members["b"].crash()
+    stage.members["c"].crash()
+    for operation in (GET, store("two"), DELETE, edit("two")):
+        answer = stage.do("a", operation, milliseconds=1_500)
+        assert (answer.error, answer.outcome, answer.acks, answer.needed) == ("QuorumFailed", "not applied", 1, 2)
+        assert answer.missing == ("b", "c")
+    stage.members["b"].start()
+    stage.members["b"].inherit()
+    assert content_of(stage.do("a", GET)) == "one"
+
+
+def test_a_primary_that_was_paused_learns_that_it_is_none() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    paused = stage.members["a"]
+    paused.up = False
+    assert not stage.do("b", edit("two", if_version=stored.version)).error
+    paused.up = True
+    answer = stage.do("a", GET)
+    assert (answer.error, answer.primary) == ("Elsewhere", "b")
+    assert content_of(stage.do("b", GET)) == "two"
+
+
+def test_a_paused_primary_writes_nothing_above_its_bound() -> None:
+    """Its round was answered before the pause; its stamp would be above the next primary's seal."""
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    paused = stage.members["a"]
+    paused.ask(stage_edit("stale", stored.version, "stale"))
+    stage.deliver()  # the question; the answer is on its way while the node stands still
+    reply = stage.wire.pop()
+    stage.wire.clear()
+    paused.up = False
+    stage.pass_time(3_000)
+    assert content_of(stage.do("b", GET)) == "one"
+    paused.up = True
+    paused.pull(stage.members["b"])
+    stage.wire.insert(0, reply)
+    stage.deliver()
+    stage.settle(500)
+    assert not any(b"stale" in row for row in paused.journal)
+    assert content_of(stage.do("b", GET)) == "one"
+
+
+def test_a_seal_is_stamped_above_what_a_faster_clock_gave() -> None:
+    stage = Stage()
+    stage.members["a"].skew = 300
+    stored = stage.do("a", store("one"))
+    stage.members["a"].crash()
+    stage.members["b"].skew = -100
+    read = stage.do("b", GET, milliseconds=900)
+    assert content_of(read) == "one"
+    assert read.record.life.origin.time > stored.record.life.origin.time  # type: ignore[union-attr]
+
+
+def test_a_replica_with_a_new_disk_counts_once_it_has_heard_the_others() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    for name in "ab":
+        stage.members[name].crash()
+    blank = stage.members["b"]
+    blank.journal = []
+    blank.start()
+    assert stage.do("c", GET, milliseconds=1_500).error == "QuorumFailed", "b has forgotten what it promised"
+    blank.inherit()
+    assert not blank.replica.promises.ready, "it has heard one of two"
+    stage.members["a"].start()
+    blank.inherit()
+    blank.pull(stage.members["a"])
+    blank.inherit()
+    assert blank.replica.promises.ready
+    stage.members["a"].crash()
+    assert content_of(stage.do("c", GET)) == "one"
+
+
+def test_a_write_of_a_weaker_level_that_a_majority_has_is_seen() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    stage.lossy = lambda source, target: "a" in (source, target)
+    other = stage.members["b"]
+    other.replica.write(0, Edit(i=0, id="m", content="weaker"), "agent", "w", other.now, None)
+    stage.settle()
+    stage.lossy = lambda source, target: False
+    assert content_of(stage.do("a", GET, milliseconds=600)) == "weaker"
+
+
+def test_a_later_lease_refuses_the_write_of_an_earlier_one() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    for name in "bc":
+        stage.members[name].replica.keep_fence(Fence("lock", token_of(0, 9)))
+    answer = stage.do("a", edit("two", fence=Fence("lock", token_of(0, 8))))
+    assert (answer.error, answer.outcome) == ("FenceRejected", "not applied")
+    assert content_of(stage.do("a", GET)) == "one"
+    assert not stage.do("a", edit("two", fence=Fence("lock", token_of(0, 9)))).error
+
+
+def test_a_document_is_written_whole_with_all_that_is_in_it() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("hello"))
+    node = stage.members["a"]
+    assert stored.record is not None
+    live: pycrdt.Doc[pycrdt.Text] = pycrdt.Doc(client_id=7)
+    for update in updates_of(stored.record.content, None):
+        live.apply_update(update)
+    before = live.get_state()
+    live.get("content", type=pycrdt.Text).insert(5, " world")
+    live.get("more", type=pycrdt.Map)["kept"] = "yes"
+    operation = EditDocument(
+        i=0, id="m", update=live.get_update(before), client=7, clock=0, base=key_of(stored.record.content)
+    )
+    node.replica.write(0, operation, "agent", "d", node.now, None)
+    stage.settle()
+    edited = stage.do("a", Edit(i=0, id="m", add=("x",), strong=True))
+    record = edited.record
+    assert record is not None and record.text == "hello world"
+    assert record.document is not None and record.content is not None
+    again: pycrdt.Doc[pycrdt.Text] = pycrdt.Doc()
+    for update in updates_of(record.content, record.document):
+        again.apply_update(update)
+    assert text_in(again) == "hello world" and again.get("more", type=pycrdt.Map)["kept"] == "yes"
+
+
+def test_what_a_faster_clock_has_left_behind_is_dead_too() -> None:
+    """The next primary's clock is behind: its own time alone would be below the leftover."""
+    stage = Stage()
+    late = stage.members["a"]
+    late.skew, stage.members["b"].skew = 300, -100
+    stored = stage.do("a", store("one"))
+    stage.pass_time(200)
+    late.ask(stage_edit("leftover", stored.version, "late"))
+    while not any(b"leftover" in row for row in late.journal):
+        stage.deliver() if stage.wire else late.commit()
+    stage.wire.clear()
+    late.crash()
+    assert content_of(stage.do("b", GET, milliseconds=900)) == "one"
+    late.start()
+    late.inherit()
+    stage.members["b"].pull(late)
+    assert content_of(stage.do("b", GET, milliseconds=900)) == "one"
+
+
+def test_promises_outlive_a_restart_and_bounds_do_at_least() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    stage.members["a"].crash()
+    stage.do("b", GET)
+    other = stage.members["c"]
+    term, bound = other.replica.promises.term(0), other.replica.promises.bound(0)
+    assert term == (2, "b") and bound > 0
+    other.crash()
+    other.start()
+    assert other.replica.promises.term(0) == term
+    assert other.replica.promises.bound(0) >= bound
+    assert other.replica.promises.ready == {0}
