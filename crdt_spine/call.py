@@ -40,12 +40,14 @@ class Moved(SpineError):
 
 class Demanded(SpineError):
     """The memory's tags demand a stricter level than this was asked at; nothing was done. `tag` is empty where that is
-    the default, which is stricter than what the tags demanded before. No caller of Spine sees it."""
+    the default, which is stricter than what the tags demanded before. `open_attempts` others may yet be done. No caller
+    of Spine sees it."""
 
     def __init__(self, level: Level, tag: str) -> None:
         super().__init__(f"the memory demands {level}")
         self.level = level
         self.tag = tag
+        self.open_attempts = 0
 
 
 class Call:
@@ -89,6 +91,21 @@ class Call:
         self.open_attempts = 0  # those of which it is not known that they did nothing
         self.retry = False
         self.problem: Result | None = None
+
+    def verdict(self, node: str, result: Result) -> Result | None:
+        """What this node's refusal or failure says of a write: "not applied" only if no other attempt may do it yet.
+        None: nothing so far, the last attempt will say more."""
+        if result.outcome != "unknown":
+            self.open_attempts -= 1
+        if result.final or self.open_attempts <= 0 or result.error == "Level":
+            return result  # who is to ask at another level goes on with those that are open
+        if self.node != node or (self.strong and result.error != "QuorumFailed"):
+            return None  # the last one is, or will be, under way; a strong one will say what holds for all
+        if result.outcome == "unknown":
+            return result
+        said = (result.message or result.error or "there is no such memory").removesuffix(" (not applied)")
+        message = f"{said}; but it was tried before, and what came of that is not known (unknown)"
+        return msgspec.structs.replace(result, error="QuorumFailed", outcome="unknown", message=message, existed=None)
 
     def is_elsewhere_too(self, node: str) -> bool:
         """Is this a write that a node other than this one may have taken? Then this one's refusal does not end it."""

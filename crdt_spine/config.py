@@ -102,8 +102,8 @@ class LocksConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Checked, and without effect until there are traces: where they go (an OTLP endpoint; None: nowhere), and the share
-    of operations that are traced."""
+    """Checked, and without effect until there are traces: where they go (an OTLP endpoint; None: nowhere), and which
+    share of operations is traced."""
 
     endpoint: str | None = None
     sample_ratio: float = 0.01

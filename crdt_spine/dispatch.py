@@ -121,6 +121,8 @@ class Dispatch:
             hedging.begin(now)
         reads = 0
         for call in outbox:
+            if call.future.done():
+                continue  # an answer to an earlier attempt has come: what it says is to stay true
             if call.kind <= QUERY:
                 reads += 1
             if call.layout is not layout and not self._located(call):
@@ -239,12 +241,19 @@ class Dispatch:
             if result.error == "Elsewhere" and call.strong:
                 self._to_primary(call, node, result)
                 continue
-            if call.strong and call.node != node and (result.error or result.existed is False):
-                continue  # where it was before refused it; where it is now, it may be done meanwhile
-            if call.strong and result.error == "QuorumFailed":  # another one may reach more the next time
+            if call.strong and call.node == node and result.error == "QuorumFailed":  # another one may reach more then
                 (number,) = call.numbers
                 others = [other for other in call.candidates if other != node and other not in result.missing]
                 self._primaries[number] = others[0] if others else node
+            said = result
+            refused = result.error or (call.strong and result.existed is False)
+            if call.kind == WRITE and refused:
+                verdict = call.verdict(node, result)
+                if verdict is None:
+                    continue
+                said = verdict
+            elif call.strong and call.node != node and result.error:
+                continue  # it is asked elsewhere by now
             if call.node == node:
                 if call.sent_at != measured:  # once a request
                     measured = call.sent_at
@@ -253,7 +262,10 @@ class Dispatch:
                 self._pings.expect(call)
                 for other in self._hedging.won(call, now):
                     self._again(other)
-            call.future.set_result(result)
+            if call.strong and not said.error:
+                (number,) = call.numbers
+                self._primaries[number] = node
+            call.future.set_result(said)
 
     def _let_go(self, call: Call, gone: Vectors) -> None:
         """No replica will ever have this of the session's token: who waits for it is told so, and the session goes on
@@ -277,7 +289,8 @@ class Dispatch:
         if node == call.hedge:
             call.drop_hedge()
             return
-        call.open_attempts -= 1
+        if result.outcome != "unknown":
+            call.open_attempts -= 1
         if call.node != node:
             return  # an answer from where it was before
         if call.hedge:

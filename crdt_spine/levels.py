@@ -87,16 +87,20 @@ class Levels:
         level, because = self.of(None) if known is None else (known.level, _reason(known.tag))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + session.timeout
+        open_attempts = 0
         while True:
             sent = msgspec.structs.replace(self._at(operation, level), level=level, default=self.default)
             left = max(deadline - loop.time(), 0.001)
             try:
                 with_token = use_token or level != "eventual"
-                result = await session.on_memory(sent, sent.id, use_token=with_token, timeout=left)
+                result = await session.on_memory(
+                    sent, sent.id, use_token=with_token, timeout=left, open_attempts=open_attempts
+                )  # fmt: skip
             except Demanded as demanded:
                 if not stricter(demanded.level, level):
                     raise  # a node's mistake: it was given that
                 session.counts["levels_raised"] += 1
+                open_attempts = demanded.open_attempts
                 self._keep(operation.id, Demand(demanded.level, demanded.tag) if demanded.tag else None)
                 level, because = demanded.level, _reason(demanded.tag) if demanded.tag else self._because
                 continue

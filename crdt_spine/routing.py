@@ -85,8 +85,9 @@ class Routing:
         names = sorted(self.names, key=lambda node: not self.health.well(node))
         groups: list[Group] = []
         while left:
-            # Of the nodes that are well and hold some of it, whoever holds most; the order of names decides ties.
-            best = max(names, key=lambda node: _most(self.held[node] & left, self.health.well(node)))
+            # Of the nodes that are well and hold some of it, whoever holds most; the order of names decides ties. Where
+            # none is well, the least bad one: who is asked in vain is worse then, so that all come to be asked.
+            best = max(names, key=lambda node: _most(self.held[node] & left, self.health.badness(node)))
             part = self.held[best] & left
             assert part, f"nobody has partitions {sorted(left)}"
             others = [node for node in names if node != best and part <= self.held[node]]
@@ -119,5 +120,6 @@ class Routing:
             self._plan = []
 
 
-def _most(part: frozenset[int], well: bool) -> tuple[bool, bool, int]:
-    return bool(part), well, len(part)
+def _most(part: frozenset[int], badness: tuple[int, float]) -> tuple[bool, int, float, int]:
+    why, since = badness
+    return bool(part), -why, -since, len(part)

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from crdt_spine.call import Call, Moved, error_of
+from crdt_spine.call import Call, Demanded, Moved, error_of
 from crdt_spine.core.causality import join_into
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Hello, Operation, Query, Reach, Result, Vectors
@@ -123,11 +123,15 @@ class Session:
         return next(self._numbers)
 
     def on_memory(
-        self, operation: Operation, id: str, *, use_token: bool = True, timeout: float | None = None
+        self, operation: Operation, id: str, *, use_token: bool = True, timeout: float | None = None,
+        open_attempts: int = 0,
     ) -> Coroutine[Any, Any, Result]:  # fmt: skip
-        """An operation on one memory, at one of its replicas. Raises what the operation's answer says."""
-        number = self.layout.partition_of(id)
-        return self._run(operation, self.routing.replicas[number], (number,), use_token, None, timeout, self.layout)
+        """An operation on one memory, at one of its replicas; so many earlier attempts of it may yet be done. Raises
+        what the operation's answer says."""
+        number, layout = self.layout.partition_of(id), self.layout
+        return self._run(
+            operation, self.routing.replicas[number], (number,), use_token, None, timeout, layout, open_attempts
+        )
 
     async def query(
         self, query: Query, *, use_token: bool = True, token: Vectors | None = None, timeout: float | None = None,
@@ -205,7 +209,7 @@ class Session:
 
     async def _run(
         self, operation: Operation, candidates: Sequence[str], numbers: Collection[int], use_token: bool,
-        token: Vectors | None, timeout: float | None, layout: Layout | None,
+        token: Vectors | None, timeout: float | None, layout: Layout | None, open_attempts: int = 0,
     ) -> Result:  # fmt: skip
         while self.openings:
             await asyncio.wait(self.openings)
@@ -215,6 +219,7 @@ class Session:
             raise ConnectionFailed("this spine is closed; use it inside its `async with`")
         seconds = self.timeout if timeout is None else timeout
         call = Call(operation, candidates, numbers, use_token, token, seconds, self._loop, layout)
+        call.open_attempts, call.retry = open_attempts, open_attempts > 0
         self.calls[operation.i] = call
         self._dispatch.post(call)
         try:
@@ -224,7 +229,10 @@ class Session:
             if self._waiters:
                 self._next_waiter()
         if result.error is not None:
-            raise error_of(result)
+            error = error_of(result)
+            if isinstance(error, Demanded):
+                error.open_attempts = call.open_attempts
+            raise error
         return result
 
     async def _have_room(self) -> None:

@@ -55,6 +55,7 @@ from crdt_spine.written import stored_memory
 _decode_memory = msgspec.json.Decoder(Memory).decode
 _STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
 _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest", "relevance")
+LOCKS_SECONDS_MAX: Final = 0.5  # that a status waits for the lock service once all nodes have answered
 
 AnyWrite = TypeVar("AnyWrite", Store, Edit, Delete)
 
@@ -470,7 +471,8 @@ class Spine:
     # -- the cluster ------------------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
-        """How the cluster fares: the document of `spine status --json`."""
+        """How the cluster fares: the document of `spine status --json`. `locks` is None where the lock service does not
+        say soon who holds which."""
         session = self._live
 
         async def ask(node: str, zone: str | None) -> dict[str, Any]:
@@ -490,8 +492,14 @@ class Spine:
                 return None
 
         asking = asyncio.ensure_future(ask_locks())
-        nodes = await asyncio.gather(*[ask(node.id, node.zone) for node in hello.nodes])
-        return {**cluster_report(hello, session.layout, list(nodes)), "locks": await asking}
+        try:
+            nodes = await asyncio.gather(*[ask(node.id, node.zone) for node in hello.nodes])
+            # A lock service that can't say it soon (it waits for a full disk, say) holds nobody up: then it is unknown.
+            await asyncio.wait((asking,), timeout=LOCKS_SECONDS_MAX)
+            locks = asking.result() if asking.done() else None
+        finally:
+            asking.cancel()
+        return {**cluster_report(hello, session.layout, list(nodes)), "locks": locks}
 
     @property
     def session(self) -> Session:

@@ -153,7 +153,7 @@ class Updates(AsyncIterator[Update]):
             while True:
                 self._adopt()
                 await asyncio.sleep(0.05 if self._orphans or not self._opened.done() else 0.2)
-                now = self._loop.time()
+                now = self._session.pings.active_at = self._loop.time()  # else no node would be found well again
                 for source in list(self._sources.values()):
                     if not self._session.transport.connected:
                         source.heard = max(source.heard, now - SILENT_SECONDS_MAX / 2)
@@ -235,9 +235,11 @@ class Updates(AsyncIterator[Update]):
         if source is None:
             return
         if message.nobody:
+            news = self._session.health.well(source.node)
             self._session.health.fail(source.node, "gone", self._loop.time())
             self._abandon(source)
-            self._adopt()
+            if news:  # else all are in trouble, and are asked one after the other, at leisure
+                self._adopt()
             return
         try:
             batch = _decode(message.payload)

@@ -50,7 +50,8 @@ class Member:
             self.replica.replay([row], _decode_entry)
         self.replica.recovered()
         self.strong = Strong(
-            self.replica, lambda node: self.stage.members[node].up and not self.stage.doubts(),
+            self.replica,
+            lambda node: self.stage.members[node].is_seen and not self.stage.doubts(),
             numbers=self.incarnations << 32,
         )  # fmt: skip
         self.inheritance = Inheritance(self.replica)
@@ -60,6 +61,11 @@ class Member:
     def crash(self) -> None:
         """Everything is lost that is not in the journal; so is what others send until `start`."""
         self.up = False
+
+    @property
+    def is_seen(self) -> bool:
+        """As a primary, by the others."""
+        return self.up and not self.strong.abstains
 
     @property
     def now(self) -> int:

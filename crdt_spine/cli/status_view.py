@@ -218,7 +218,7 @@ def _repairs(report: dict[str, Any]) -> list[Text]:
 def _locks(locks: list[dict[str, Any]] | None) -> list[Text]:
     """Who holds which lock."""
     if locks is None:
-        return [Text("no lock service answers: locks can't be acquired", style="yellow")]
+        return [Text("no lock service answers: who holds which lock is unknown", style="yellow")]
     lines = [
         Text("lock ", style="dim").append(one_line(one["name"]), style="bold").append(f"  {_holding(one)}")
         for one in locks[:LOCKS_SHOWN_MAX]

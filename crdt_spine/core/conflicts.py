@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from crdt_spine.core.causality import Vector
-from crdt_spine.core.messages import Change
+from crdt_spine.core.messages import Change, Strong
 from crdt_spine.core.record import Record
 from crdt_spine.core.registers import NEVER, Origin, Register
 
@@ -126,7 +126,7 @@ def of_change(
     known = tuple(field for field, register in has.items() if saw(seen, register.origin))
     floor = before.life.origin if WHOLE in known else NEVER
     if change.alive is not None:
-        found.append(Withdrawal(change.id, None, seen, known, floor))
+        found.append(Withdrawal(change.id, None, seen, known + _beaten(change.strong, after), floor))
     elif fields := tuple(field for field in written if field not in known):
         found.append(Withdrawal(change.id, fields, seen, floor=floor))
     found += _lost(before, has, after, lambda one: saw(seen, one))
@@ -139,8 +139,15 @@ def unseen(record: Record, change: Change, seen: Vector) -> tuple[str, ...]:
     """The fields that a change writes over a value of another agent's that its own agent had not `seen` (its session's
     token), though the coordinator had: of agents that write at once at one coordinator the last one wins as well."""
     written = fields_of(record) if change.alive is not None else _written(change, NEVER)
-    others = {field: one.origin for field, one in fields_of(record).items() if one.origin.agent != change.agent}
-    return tuple([field for field, one in others.items() if field in written and field != WHOLE and not saw(seen, one)])
+    kept = _carried(change.strong)
+    return tuple(
+        [
+            field
+            for field, one in fields_of(record).items()
+            if one.origin.agent != change.agent and field in written and field != WHOLE and field not in kept
+            and not saw(seen, one.origin)
+        ]
+    )  # fmt: skip
 
 
 def of_unseen(before: Record, after: Record, change: Change) -> list[Finding]:
@@ -183,14 +190,16 @@ def of_merge(mine: Record, theirs: Record, merged: Record, upto: Vector, vector:
         writer = register.origin
         if field not in known and saw(upto, writer) and not seen_here(writer):
             fields = None if field == WHOLE else (field,)
-            found.append(Withdrawal(mine.id, fields, upto, known, floor, writer.actor))
+            spared = known + (_beaten(theirs.life.value.strong, merged) if field == WHOLE else ())
+            found.append(Withdrawal(mine.id, fields, upto, spared, floor, writer.actor))
     found += _lost(mine, has, merged, seen_there)
     found += _lost(theirs, others, merged, seen_here)
     return found
 
 
 def fields_of(record: Record) -> dict[str, Register]:
-    """What a record says: that it lives or is dead, and the values that a reader sees; of a dead one none."""
+    """What a record says: that it lives or is dead, and the values that a reader sees; of a dead one none. A value that
+    a strong write merely carried along (core/whole.py) is the one that it was: nobody has written it anew."""
     fields = {WHOLE: Register(record.life.origin, None)}
     if record.alive:
         fields |= {f"metadata.{key}": register for key, register in record.metadata.items()}
@@ -198,7 +207,23 @@ def fields_of(record: Record) -> dict[str, Register]:
             fields["content"] = record.content
         if record.importance is not None:
             fields["importance"] = record.importance
+        for field, origin in _carried(record.life.value.strong).items():
+            register = fields.get(field)
+            if register is not None and register.origin == record.life.origin:
+                fields[field] = Register(origin, register.value)
     return fields
+
+
+def _carried(strong: Strong | None) -> dict[str, Origin]:
+    """Where the values come from that a strong write left as they were."""
+    return {field: origin for origin, fields in strong.carried for field in fields} if strong is not None else {}
+
+
+def _beaten(strong: Strong | None, after: Record) -> tuple[str, ...]:
+    """Of what a strong write left as it was, what is lost all the same: it has written nothing over that."""
+    carried = _carried(strong)
+    now = fields_of(after) if carried else {}
+    return tuple([field for field, origin in carried.items() if field not in now or now[field].origin != origin])
 
 
 def _written(change: Change, origin: Origin) -> dict[str, Register]:
@@ -209,6 +234,8 @@ def _written(change: Change, origin: Origin) -> dict[str, Register]:
         fields["importance"] = Register(origin, change.importance)
     if change.alive is not None:
         fields[WHOLE] = Register(origin, None)
+    for field in _carried(change.strong):
+        fields.pop(field, None)
     return fields
 
 

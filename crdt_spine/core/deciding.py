@@ -18,7 +18,7 @@ from crdt_spine.core.messages import Change, Get
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica
 from crdt_spine.core.strong_operation import Answer, Ask, fence_of
-from crdt_spine.core.whole import operations_of, written_whole
+from crdt_spine.core.whole import operations_of, refusal_text, refused_as, written_whole
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import STRONG_REMEMBERED_MAX
 
@@ -43,7 +43,14 @@ class Past:
         if answer.outcome != "not applied":
             return True
         _keep(self.refused, ask.operation_id, (answer.error, answer.message))
-        return not ask.retry or f"-{ask.operation_id}" in operations_of(record, time)
+        refused = remembered(answer)
+        return not refused or refused in operations_of(record, time)
+
+
+def remembered(answer: Answer) -> str:
+    """What the memory is to remember of an answer: the refusal of an operation that is tried again; else nothing."""
+    ask = answer.ask
+    return refusal_text(ask.operation_id, answer.error) if answer.outcome == "not applied" and ask.retry else ""
 
 
 def decide(
@@ -56,6 +63,12 @@ def decide(
     id, done = ask.operation.id, operations_of(record, time)
     if ask.operation_id in done or _was_done(replica, past, number, ask):
         return Answer(ask, version=_version_of(replica, ask, record))
+    if ask.operation_id in past.refused:
+        error, message = past.refused[ask.operation_id]
+        return Answer(ask, error=error, message=message, outcome="not applied")
+    if error := refused_as(done, ask.operation_id):
+        message = f"this was refused on memory {id!r} when it was tried before"
+        return Answer(ask, error=error, message=message, outcome="not applied")
     if ask.retry and done[:1] == ("",):
         message = f"memory {id!r} was written too often since: it is not known whether the write was applied (unknown)"
         return Answer(ask, error="QuorumFailed", message=message, outcome="unknown")
@@ -63,12 +76,6 @@ def decide(
     if fence is not None and (newer or not replica.fences.admits(fence)):
         message = outdated(fence, max(newer, replica.fences.newest(fence.lock)))
         return Answer(ask, error="FenceRejected", message=message, outcome="not applied")
-    if ask.operation_id in past.refused:
-        error, message = past.refused[ask.operation_id]
-        return Answer(ask, error=error, message=message, outcome="not applied")
-    if f"-{ask.operation_id}" in done:
-        message = f"there was no memory {id!r} when this was tried before"
-        return Answer(ask, error="NotFound", message=message, outcome="not applied")
     try:
         change = written_whole(ask.operation, record, time, ask.agent, ask.operation_id)
     except Refused as refusal:

@@ -15,6 +15,7 @@ import msgspec
 
 from crdt_spine import limits
 from crdt_spine.core.fences import Fence
+from crdt_spine.core.registers import Origin
 from crdt_spine.core.selection import Selection
 
 # Times, counters and partitions: what the tables' integers hold.
@@ -67,14 +68,16 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 class Strong(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What a strong operation leaves in the memory that it writes whole (core/whole.py): the ids of the strong
-    operations that were done on it lately, the last one last, "-" before those that were tried again and refused; "" as
-    the first one says that earlier ones were left out.
+    operations that were done on it lately, the last one last, and of those that were tried again and refused
+    "-<error>:<id>"; "" as the first one says that earlier ones were left out.
     `edit`: it changed what was there, so it is no birth. A seal changed nothing: `sealed` are the version and the
-    hybrid time of the last change that readers are shown in place of its own."""
+    hybrid time of the last change that readers are shown in place of its own. `carried`: which fields are as they were,
+    and where those values come from (core/conflicts.py)."""
 
     operations: tuple[str, ...] = ()
     edit: bool = False
     sealed: tuple[str, Whole] | None = None
+    carried: tuple[tuple[Origin, tuple[str, ...]], ...] = ()
 
 
 class Change(_Message, frozen=True, kw_only=True):
@@ -186,7 +189,8 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     `disk` names the disk by the actor under which it began, empty where that is `actor`. `retired` are the disks that
     count no more, `silent` the nodes that were not heard of lately, for how many seconds (core/retirement.py). `epoch`
     is that of the membership which the node has adopted (core/membership.py).
-    `strays` says up to where strays were established in the partitions that have some (core/strays.py).
+    `strays` says up to where strays were established in the partitions that have some (core/strays.py). `abstains`: as
+    its clock is wrong, it is nobody's primary (core/strong.py).
     """
 
     node: str
@@ -203,6 +207,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     silent: dict[str, Whole] = {}
     epoch: Whole = 0
     strays: Vectors = {}
+    abstains: bool = False
 
 
 class Claim(_Message, frozen=True, kw_only=True, tag_field="type", tag="claim/1"):
@@ -620,6 +625,7 @@ class Result(_Message, frozen=True, kw_only=True):
     primary: str = ""  # with error "Elsewhere": the node that does the partition's strong operations, if that is known
     message: str | None = None
     outcome: Literal["not applied", "unknown"] | None = None
+    final: bool = False  # of a refusal: no other attempt of the operation will be done; else it is of this one only
     acks_seen: int = 0
     acks_needed: int = 0
     missing: tuple[str, ...] = ()  # QuorumFailed: the replicas that did not acknowledge

@@ -40,6 +40,7 @@ from crdt_spine.core.record import Record, completes
 from crdt_spine.core.retirement import Retirement, disk_node
 from crdt_spine.core.strays import OwnStrays
 from crdt_spine.core.terms import Promises
+from crdt_spine.core.whole import operations_of
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
@@ -125,6 +126,9 @@ class Replica:
         self.promises = Promises()  # to the primaries of strong operations (core/terms.py)
         self.operations = Operations()
         self.actors: dict[str, str] = {}  # other nodes' names of now
+        self.epoch = 0  # of the membership
+        self.dead: frozenset[str] = frozenset()  # the nodes that were given up
+        self._announced: dict[str, int] = {}  # other nodes' epochs when they said last what they have
         self.members: frozenset[str] | None = None  # the nodes of the cluster; None: whoever sends something
         self.retirement = retirement or Retirement(node, (), actor, float("inf"))
         self.away: frozenset[str] = frozenset()  # the nodes that are not heard of
@@ -166,16 +170,19 @@ class Replica:
         self._closed = frozenset(numbers)
 
     def change_peers(
-        self, peers: Mapping[int, tuple[str, ...]], muted: Mapping[int, frozenset[str]]
-    ) -> tuple[list[Waiting], list[Waiting]]:
+        self, peers: Mapping[int, tuple[str, ...]], muted: Mapping[int, frozenset[str]], epoch: int = 0,
+        dead: Iterable[str] = (),
+    ) -> tuple[list[Waiting], list[Waiting]]:  # fmt: skip
         """Hold these partitions from now on, with these other nodes; the `muted` ones count for no quorum, but
-        tombstones are kept for them as for all (core/membership.py). A partition that is new begins empty.
+        tombstones are kept for them as for all (core/membership.py). A partition that is new begins empty. Of the
+        `dead` nothing is taken any more, from this `epoch` on.
 
         A partition that goes must be closed, and everything of it durable; its records are the caller's to drop.
         Returns the writes that have their quorum now, and those of which nobody will tell any more.
         """
         done: list[Waiting] = []
         lost: list[Waiting] = []
+        died, self.dead, self.epoch = frozenset(dead) - self.dead, frozenset(dead), epoch
         for number in self.partitions.keys() - peers.keys():
             assert number in self._closed and number not in self._touched and not self._under_way, "it is not durable"
             lost += self.quorums.pop(number).waiting
@@ -194,7 +201,7 @@ class Replica:
                 self.quorums[number].forget(changed)
                 self.partitions[number].unhear(changed)
             mute = muted.get(number, frozenset())
-            for node in (set(self.peers.get(number, ())) - set(others)) | (mute - self.quorums[number].muted):
+            for node in (set(self.peers.get(number, ())) - set(others)) | (mute - self.quorums[number].muted) | died:
                 # What of it waits for more may wait for ever, if it is dead; what anybody has of it, a sync brings.
                 self.partitions[number].forget_waiting_of(self._held_of(self.partitions[number], node))
             self.counting[number] = 1 + sum(other not in mute for other in others)
@@ -243,6 +250,9 @@ class Replica:
         record = self.records.get(operation.id)
         time = max(self.clock.highest + 1, now << 16)
         match operation:
+            case _ if known is not None and record is not None and record.version.get(known[1], 0) >= known[2]:
+                # A sync brought it ahead of the vector, which will never get there. Whoever has this has it, too.
+                change = Change(id=operation.id, time=time, agent=agent, operation=operation_id)
             case Store():
                 change = writes.store(operation, record, time, agent, operation_id)
             case Edit():
@@ -260,7 +270,7 @@ class Replica:
         n = partition.vector[self.actor]
         self._coordinated.add(number)
         self._remember(operation_id, number, self.actor, n)
-        if isinstance(operation, EditDocument):
+        if isinstance(operation, EditDocument) and change.document is not None:
             self.documents.applied(operation.id, self.actor, n, len(operation.update))
         self._touch(number, (operation.id,))
         self._turn.waiting.append((number, Waiting(ticket, self.actor, n, needed, deadline)))
@@ -400,6 +410,7 @@ class Replica:
             for number, known in self.partitions.items():
                 self.quorums[number].forget(announcement.node)
                 known.unhear(announcement.node)
+        self._announced[announcement.node] = announcement.epoch
         for number, vector in announcement.vectors.items():
             partition = self.partitions.get(number)
             if partition is None or announcement.node not in self.peers[number]:
@@ -462,8 +473,11 @@ class Replica:
         own = (self.retirement.region, self.node)
         return "incomplete" if all(node_of(actor) == own for actor in have) else "too late"
 
-    def collect(self, number: int, tombstones: Iterable[Record]) -> int:
-        """Forget those of a partition's tombstones that every replica has, but for retired ones; how many."""
+    def collect(self, number: int, tombstones: Iterable[Record], now: int) -> int:
+        """Forget those of a partition's tombstones that every replica has, but for retired ones; how many. One
+        that knows of strong operations at `now` (milliseconds) stays: who tries them again is to hear what came of
+        them."""
+        tombstones = (one for one in tombstones if not operations_of(one, now << 16))
         peers = self.peers[number]
         retired = [node for node in peers if self.retirement.is_away(node)]
         return self.partitions[number].collect(tombstones, [node for node in peers if node not in retired], retired)
@@ -663,11 +677,15 @@ class Replica:
         return node_of(delta.actor)[0] == self.retirement.region and not within(partition.forgotten, seen)
 
     def _is_lost(self, number: int, actor: str, n: int) -> bool:
-        """Was this change heard of and never seen, and has its node gone on under another name? It won't come then."""
+        """Was this change heard of and never seen, and won't it come? Its node has gone on under another name; or it
+        was given up, nobody takes anything of it any more, and none of the others has it."""
         region, node = node_of(actor)
-        newest = self.actor if node == self.node else self.actors.get(node, actor)
-        former = actor != newest and region == node_of(self.actor)[0]
-        return former and self.partitions[number].vector.get(actor, 0) < n
+        if region != node_of(self.actor)[0] or self.partitions[number].vector.get(actor, 0) >= n:
+            return False
+        if node in self.dead:
+            others, quorum = set(self.peers[number]) - self.dead, self.quorums[number]
+            return all(self._announced.get(one, -1) >= self.epoch and not quorum.has(one, actor, n) for one in others)
+        return actor != (self.actor if node == self.node else self.actors.get(node, actor))
 
     def _former_actors(self, announcement: Announcement, partition: Partition) -> list[str]:
         """Whom changes wait for that nobody sends any more: what a node lost with its disk it has lost, and its changes

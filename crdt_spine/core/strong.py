@@ -31,7 +31,7 @@ from typing import Final
 import msgspec
 
 from crdt_spine.core.causality import Vector, join_into, within
-from crdt_spine.core.deciding import Past, decide
+from crdt_spine.core.deciding import Past, decide, remembered
 from crdt_spine.core.messages import Ack, Change, Get, Round, Rounded, Term
 from crdt_spine.core.replica import Replica, Turn
 from crdt_spine.core.rounds import majority, takes_part
@@ -95,11 +95,13 @@ class Strong:
         self.present = present
         self.lively = lively
         self.epoch = 0  # of the membership that the replica's peers are by
+        self.abstains = False  # its clock is wrong: it is nobody's primary, as its stamps and bounds would not be taken
         self.leads: dict[int, Lead] = {}
         self.known: dict[int, Term] = {}  # the highest terms heard of, beyond what was promised
         self.open = 0  # operations that are not answered
         self.waiting: list[Operation] = []  # for this replica to be ready
         self._new: list[Operation] = []
+        self._writes: dict[str, Operation] = {}  # by operation id, those that are not answered
         self._sent: dict[int, _Sent] = {}
         self._numbers = numbers
         self._stirred: set[int] = set()
@@ -111,9 +113,18 @@ class Strong:
     # -- inputs -----------------------------------------------------------------------------------------------------
 
     def ask(self, ask: Ask, at: float) -> None:
-        """Do this, from the next `turn` on."""
+        """Do this, from the next `turn` on. Another attempt of what is under way joins it: else the agent could be told
+        by one that nothing was done, while the other one is still about to do it."""
         self.open += 1
-        self._new.append(Operation(ask, at))
+        write = not isinstance(ask.operation, Get)
+        if write and (under_way := self._writes.get(ask.operation_id)) is not None:
+            under_way.join(ask, at)
+            self._stirred.add(ask.number)
+            return
+        operation = Operation(ask, at)
+        if write:
+            self._writes[ask.operation_id] = operation
+        self._new.append(operation)
 
     def heard(self, number: int, answer: Rounded) -> None:
         """The answer to a round; one that is not waited for any more is nothing."""
@@ -144,7 +155,8 @@ class Strong:
                 operation.ask.wanted = {**operation.ask.wanted}
                 join_into(operation.ask.wanted, news[index])
                 operation.source = sent.node
-            elif index not in lacking:
+            elif index not in lacking and operation.version in (None, operation.have):
+                # Else it comes late, and is about what there was before the operation was decided.
                 operation.clean.add(sent.node)
             if newer and (fence := fence_of(operation.ask)) is not None and newer.get(fence.lock, 0) > fence.token:
                 operation.refused_fence = newer[fence.lock]
@@ -214,13 +226,15 @@ class Strong:
             if lead is not None:
                 self._depose(lead)
             promised = self._known(number)
-            there = promised[1]
-            if there not in ("", replica.node) and there in replica.counting_peers(number) and self.present(there):
+            there, others = promised[1], replica.counting_peers(number)
+            if self.abstains and (there not in others or not self.present(there)):
+                there = next((node for node in others if self.present(node)), "")
+            if there not in ("", replica.node) and there in others and self.present(there):
                 self._send_elsewhere(operation, there)
                 return
-            if not takes_part(replica, number):
+            if self.abstains or not takes_part(replica, number):
                 if at >= operation.deadline:
-                    self._too_few(operation, (), replica.counting_peers(number))
+                    self._too_few(operation, (), others)
                 else:
                     self.waiting.append(operation)
                 return
@@ -304,9 +318,11 @@ class Strong:
             self._begin_round(lead, operation, {} if record is None else record.version, at)
             self._ask(lead, operation, needed, at)
         if len(operation.granted) < needed:
-            if not operation.open and at >= operation.again_at:
-                operation.asked.clear()  # all have been asked, and too few take part: again
-            if not operation.open or at - operation.asked_at >= HEDGE_SECONDS:
+            all_asked = len(operation.asked) == len(lead.others)
+            if all_asked and not operation.open and at >= operation.again_at:
+                operation.asked.clear()  # too few take part: again
+                all_asked = False
+            if not all_asked and (not operation.open or at - operation.asked_at >= HEDGE_SECONDS):
                 operation.again_at = at + AGAIN_SECONDS
                 self._ask(lead, operation, len(lead.others), at)
             return
@@ -358,7 +374,9 @@ class Strong:
             return
         time = max(replica.clock.highest + 1, now << 16, (lead.floor + 1) << 16)
         found = decide(replica, lead.past, lead.number, ask, record, time, operation.refused_fence)
+        refused = remembered(found) if isinstance(found, Answer) else ""
         if isinstance(found, Answer) and lead.past.refuse(found, record, time) and not lead.must_seal(id):
+            found.final = bool(refused)
             found.record, version = record, {} if record is None else record.version
             if version != operation.have:
                 operation.clean.clear()
@@ -369,8 +387,8 @@ class Strong:
             operation.round = 0  # collect again
             self._stirred.add(lead.number)
         elif isinstance(found, Answer):
+            found.final = bool(refused)
             operation.answer = found
-            refused = ask.operation_id if found.outcome == "not applied" and ask.retry else ""
             self._write(lead, operation, seal(id, record, time, refused), at)
         else:
             self._write(lead, operation, found, at)
@@ -420,7 +438,8 @@ class Strong:
         """Is the term still this node's, by what it knows, and by the replicas that count now?"""
         replica, number = self.replica, lead.number
         return (
-            number in replica.partitions
+            not self.abstains
+            and number in replica.partitions
             and replica.promises.term(number) == lead.term
             and self.known.get(number, NEVER) <= lead.term
             and takes_part(replica, number)
@@ -467,8 +486,10 @@ class Strong:
                 self._effects.append(Send(node, self._numbers, asked))
 
     def _answer(self, operation: Operation, answer: Answer) -> None:
-        self.open -= 1
-        self._effects.append(answer)
+        self._writes.pop(operation.ask.operation_id, None)
+        for ask in (operation.ask, *operation.joined):
+            self.open -= 1
+            self._effects.append(answer if ask is answer.ask else msgspec.structs.replace(answer, ask=ask))
 
     def _send_elsewhere(self, operation: Operation, primary: str) -> None:
         outcome: Outcome = "unknown" if operation.wrote else "not applied"

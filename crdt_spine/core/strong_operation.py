@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from crdt_spine.core.causality import Vector
+from crdt_spine.core.causality import Vector, join
 from crdt_spine.core.fences import Fence
 from crdt_spine.core.messages import Delete, Edit, Get, Round, Store
 from crdt_spine.core.record import Record
@@ -32,7 +32,8 @@ class Ask(msgspec.Struct, eq=False):
 class Answer(msgspec.Struct, eq=False):
     """What came of an operation. Without `error`, it is done: `record` is the memory after it, `version` what the
     operation made it. Errors are those of core/writes.py, "FenceRejected", "QuorumFailed", "Elsewhere" with the
-    `primary` if that is known, and "NotHere"."""
+    `primary` if that is known, and "NotHere". `final`, of a refusal: the memory remembers it, so that no other attempt
+    of the operation will be done; else it is of this attempt only."""
 
     ask: Ask
     record: Record | None = None
@@ -44,6 +45,7 @@ class Answer(msgspec.Struct, eq=False):
     needed: int = 0
     missing: tuple[str, ...] = ()
     primary: str = ""
+    final: bool = False
 
 
 class Send(msgspec.Struct):
@@ -68,12 +70,13 @@ class Operation:
     """An operation under way, and the round that it is in."""
 
     __slots__ = (
-        "again_at", "answer", "ask", "asked", "asked_at", "bound", "clean", "deadline", "granted", "have", "news_at",
-        "open", "refused_fence", "round", "source", "version", "wrote",
+        "again_at", "answer", "ask", "asked", "asked_at", "bound", "clean", "deadline", "granted", "have", "joined",
+        "news_at", "open", "refused_fence", "round", "source", "version", "wrote",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, at: float) -> None:
         self.ask = ask
+        self.joined: list[Ask] = []  # further attempts of the same one: what comes of it is said to all
         self.deadline = at + STRONG_SECONDS_MAX
         self.round = 0  # 0: it is in none
         self.have: Vector = {}  # what it told of in its round
@@ -90,6 +93,17 @@ class Operation:
         self.version: Vector | None = None  # what is to be confirmed, once it is decided
         self.answer: Answer | None = None  # which is then given
         self.wrote = False
+
+    def join(self, ask: Ask, at: float) -> None:
+        """Another attempt has come while this one is under way: they are one. What was refused is decided anew, as an
+        operation that is tried again: its refusal is to be remembered."""
+        if not self.ask.retry and self.answer is not None and self.answer.outcome == "not applied":
+            self.round, self.answer, self.version = 0, None, None
+        self.joined.append(ask)
+        self.ask.retry = True
+        self.ask.wanted = join(self.ask.wanted, ask.wanted)
+        if not self.wrote:
+            self.deadline = at + STRONG_SECONDS_MAX
 
 
 def fence_of(ask: Ask) -> Fence | None:

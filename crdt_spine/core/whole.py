@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import msgspec
 
-from crdt_spine.core import writes
+from crdt_spine.core import conflicts, writes
 from crdt_spine.core.document import opened, updates_of
 from crdt_spine.core.messages import Change, Delete, Edit, Store, Strong
 from crdt_spine.core.record import Record, apply
@@ -42,18 +42,18 @@ def written_whole(
             change = writes.edit(operation, record, time, agent, operation_id)
             assert record is not None  # or it was refused
             after = apply(record, change, Origin(time, "", 0, agent))
-            return _whole(after, time, agent, operation_id, Strong(done, edit=True))
+            return _whole(after, time, agent, operation_id, Strong(done, edit=True, carried=_carried(after)))
 
 
 def seal(id: str, record: Record | None, time: int, refused: str = "") -> Change:
-    """The change that changes nothing but that all below it is dead: in nobody's name. It remembers that the operation
-    `refused` was."""
+    """The change that changes nothing but that all below it is dead: in nobody's name. It remembers what was `refused`
+    (`refusal_text`)."""
     done = operations_of(record, time)
     if refused:
-        done = _bounded((*done, f"-{refused}"))
+        done = _bounded((*done, refused))
     if record is None:
         return Change(id=id, time=time, agent="", alive=False, strong=Strong(done, edit=True, sealed=("", 0)))
-    sealed = Strong(done, edit=True, sealed=(record.etag, record.shown_updated))
+    sealed = Strong(done, edit=True, sealed=(record.etag, record.shown_updated), carried=_carried(record))
     if not record.alive:
         life = record.life.value
         return Change(
@@ -64,8 +64,8 @@ def seal(id: str, record: Record | None, time: int, refused: str = "") -> Change
 
 
 def operations_of(record: Record | None, time: int) -> tuple[str, ...]:
-    """The strong operations that were done on a memory lately, at the hybrid time `time`; "" as the first one says that
-    earlier ones were left out. None where the last one is long ago."""
+    """The strong operations that were done on a memory lately, at the hybrid time `time`, and those that were refused.
+    "" as the first one says that earlier ones were left out. None where the last one is long ago."""
     strong = None if record is None else record.life.value.strong
     if record is None or strong is None or record.life.origin.time + _REMEMBERED < time:
         return ()
@@ -73,10 +73,30 @@ def operations_of(record: Record | None, time: int) -> tuple[str, ...]:
     return operations
 
 
+def refusal_text(operation_id: str, error: str) -> str:
+    """How a memory remembers that an operation on it was refused: every attempt is to be refused in the same way."""
+    return f"-{error}:{operation_id}"
+
+
+def refused_as(operations: tuple[str, ...], operation_id: str) -> str:
+    """The error with which a memory that remembers these refused one; empty: it did not."""
+    found = next((one for one in operations if one.startswith("-") and one.partition(":")[2] == operation_id), "")
+    return found[1:].partition(":")[0]
+
+
 def _bounded(operations: tuple[str, ...]) -> tuple[str, ...]:
     if len(operations) <= STRONG_OPERATIONS_REMEMBERED_MAX:
         return operations
     return ("", *operations[-STRONG_OPERATIONS_REMEMBERED_MAX + 1 :])
+
+
+def _carried(record: Record) -> tuple[tuple[Origin, tuple[str, ...]], ...]:
+    """Of what is written whole, what its writer leaves as it is, by where it comes from: it stays somebody else's."""
+    fields: dict[Origin, list[str]] = {}
+    for field, register in conflicts.fields_of(record).items():
+        if field != conflicts.WHOLE and register.origin.actor:  # not the operation's own, which has no dot yet
+            fields.setdefault(register.origin, []).append(field)
+    return tuple([(origin, tuple(sorted(fields[origin]))) for origin in sorted(fields)])
 
 
 def _whole(record: Record, time: int, agent: str, operation_id: str, strong: Strong) -> Change:

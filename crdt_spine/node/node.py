@@ -174,6 +174,7 @@ class Node:
             self.service.strongly_done, lambda: self.seats.membership.epoch,
         )  # fmt: skip
         self.service.strong = self.strong
+        self.strong.abstains = self.replication.abstains = self._abstains
         self.replication.on_acked = self.strong.acked
         self.deltas = Deltas(hello.partitions, self._listen_to_deltas)
         self.seats.connect(
@@ -420,6 +421,10 @@ class Node:
             f"{', '.join(missing)}", reached, needed, missing,
         )  # fmt: skip
 
+    def _abstains(self) -> bool:
+        """Would peers not take its stamps, or are they wrong?"""
+        return bool(self.replication.clock_ahead or (self._peered and self._stamps_ahead(_now())))
+
     def _stamps_ahead(self, now: int) -> int:
         """By how many milliseconds the next stamp would be further ahead than peers take it (rule 10): the clock was
         wrong, and stamps never go back. 0: it would not."""
@@ -460,8 +465,7 @@ class Node:
             self.service.load.look()
             self.service.failed(self.replica.expire(_now()))
             self.service.settled()
-            mute = self.committer.full or self.service.closed or self.replication.clock_ahead
-            mute = mute or (self._peered and self._stamps_ahead(_now()))
+            mute = self.committer.full or self.service.closed or self._abstains()
             if time.monotonic() - expired < EXPIRE_SECONDS or mute:
                 continue
             expired = time.monotonic()

@@ -125,6 +125,7 @@ class Replication:
         self.believed = False  # is all that is here as new as the vectors say? Else nobody must have it from here
         self.paged = 0.0  # when the last page of a comparison came, monotonic seconds
         self.clocks = ClockWatch(len(self.nodes) + 1, replica.drift)
+        self.abstains: Callable[[], bool] = lambda: False  # is it nobody's primary? (strong.py)
         self.clock_ahead = 0  # milliseconds by which the own clock is ahead (negative: behind) of most; 0: it is right
         self.epoch = 0  # of the membership that this node has adopted and kept
         self.seated: Callable[[Announcement], Vectors] = lambda announcement: announcement.vectors  # what of it counts
@@ -174,6 +175,7 @@ class Replication:
             disk="" if retirement.disk == self.replica.actor else retirement.disk,
             retired=tuple(sorted(retirement.retired)), silent=retirement.said(), epoch=self.epoch,
             strays={} if self.strays is None else self.strays.established(self.replica.durable),
+            abstains=self.abstains(),
         )  # fmt: skip
         self.transport.send(self.subjects.vectors(self.node), encode(announcement))
 
@@ -632,12 +634,13 @@ class Replication:
 
     def _collect(self) -> None:
         """Drop tombstones that every replica has, once late subscribers have had the time to hear of them."""
-        oldest = at_milliseconds(_now() - int(self.tombstone_seconds * 1000))
+        now = _now()
+        oldest = at_milliseconds(now - int(self.tombstone_seconds * 1000))
         for number, partition in self.replica.partitions.items():
             if partition.tombstones:
                 found = self.store.tombstones(number, TOMBSTONES_AT_ONCE)
                 old = (tombstone for tombstone in found if tombstone.life.origin.time < oldest)
-                self.counts["tombstones_collected"] += self.replica.collect(number, old)
+                self.counts["tombstones_collected"] += self.replica.collect(number, old, now)
 
     def close(self) -> None:
         for task in list(self._syncs.values()):

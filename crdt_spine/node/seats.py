@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -126,7 +126,7 @@ class Seats:
         self.deltas = deltas
         self.on_done = on_done
         self.on_serving = on_serving
-        self.replica.change_peers(self.membership.peers_of(self.node), self.membership.muted())
+        self._hold(self.membership.peers_of(self.node), self.membership)
         self._meet(self.membership)
         self._ignore(self.wiping)
         self._follow()
@@ -261,17 +261,23 @@ class Seats:
             return  # an attempt before this one did it; the disk was full after that
         self.store.forget(lambda id: partition_of(id, partitions) in numbers)
         left = {number: others for number, others in self.replica.peers.items() if number not in numbers}
-        self._told(*self.replica.change_peers(left, self.membership.muted()))
+        self._told(*self._hold(left, self.membership))
         self.identity.leave(numbers)
         self._ignore(self.wiping | numbers)
 
     def _change(self, membership: Membership, given: Collection[int]) -> None:
         """Between two turns, with everything durable: from here on the new membership holds."""
-        self._told(*self.replica.change_peers(membership.peers_of(self.node), membership.muted()))
+        self._told(*self._hold(membership.peers_of(self.node), membership))
         self._meet(membership)
         if given:
             self.identity.rename()
         self.membership = membership
+
+    def _hold(
+        self, peers: Mapping[int, tuple[str, ...]], membership: Membership
+    ) -> tuple[list[Waiting], list[Waiting]]:
+        """Hold these partitions from now on, with these other nodes, by that membership."""
+        return self.replica.change_peers(peers, membership.muted(), membership.epoch, membership.dead)
 
     def _meet(self, membership: Membership) -> None:
         others = membership.nodes - {self.node, *membership.dead}

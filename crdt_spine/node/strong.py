@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 0.25  # a primary that was not heard for so long is probed, when an agent asks for it here ...
 PROBE_SECONDS_MAX = 0.5  # ... and is gone if it does not answer within so long
 INHERIT_SECONDS = 0.25  # between two questions of a replica that is not ready yet
+READY_SECONDS = 1.0  # ... or that is, where it may hold more partitions, or count in more, than before
 PRESENT_SECONDS = 0.02  # for as long it is believed who is there
 
 _decode_round = msgspec.json.Decoder(Round).decode
@@ -56,12 +57,14 @@ class StrongOperations:
         self.transport = transport
         self.subjects = subjects
         self.on_answer = on_answer
+        self.abstains: Callable[[], bool] = lambda: False  # is the own clock wrong?
         self.epoch = epoch  # of the membership that the replica's peers are by
         self.strong = Strong(replica, self._is_present, self._is_lively, time.time_ns())
         self.inheritance = Inheritance(replica)
         self.counts: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
         self._planned = False
+        self._unready = asyncio.Event()  # this node may have to hear what others have promised
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[str, float] = {}  # when a node's round, or its answer to one, came last
@@ -113,6 +116,7 @@ class StrongOperations:
         """This disk may be an old copy: what it has promised since is to be learned from others. It must not take part
         before a checkpoint says so."""
         self.inheritance.void()
+        self._unready.set()
 
     def _plan(self) -> None:
         """Go on at the end of this loop turn."""
@@ -123,6 +127,7 @@ class StrongOperations:
     def _turn(self) -> None:
         self._planned = False
         self.strong.epoch = self.epoch()
+        self.strong.abstains = self.abstains()
         now = self._loop.time()
         for effect in self.strong.turn(time.time_ns() // 1_000_000, now):
             match effect:
@@ -139,6 +144,8 @@ class StrongOperations:
         if self.strong.dirty:
             self.strong.dirty = False
             self.committer.touch()
+        if self.strong.waiting:
+            self._unready.set()
         if self._timer is None and (self.strong.open or self.strong.leads):
             self._timer = self._loop.call_later(strong.TICK_SECONDS, self._tick)
 
@@ -201,7 +208,8 @@ class StrongOperations:
         if now - self._looked_at > PRESENT_SECONDS:
             self._looked_at = now
             peers = self.replication.peers
-            alive = [peer for peer in self.replication.alive() if peers[peer].announcement.state == "up"]
+            said = {peer: peers[peer].announcement for peer in self.replication.alive()}
+            alive = [peer for peer, announced in said.items() if announced.state == "up" and not announced.abstains]
             for silent in [silent for silent, until in self._probes.items() if until < now]:
                 del self._probes[silent]
                 self._gone[silent] = now
@@ -244,7 +252,12 @@ class StrongOperations:
                 if self.replication.believed and self.inheritance.settle():
                     self.committer.touch()
                     self._plan()
-            await asyncio.sleep(INHERIT_SECONDS)
+            if wanted:
+                await asyncio.sleep(INHERIT_SECONDS)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._unready.wait(), READY_SECONDS)
+            self._unready.clear()
 
     async def newest(self, partitions: Collection[int]) -> Vectors | tuple[int, int, tuple[str, ...]]:
         """What a majority of each of these partitions durably has now, joined; or, where one has none, how many

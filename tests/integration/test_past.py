@@ -93,13 +93,14 @@ async def test_history_survives_a_restart_with_and_without_a_flush(tmp_path: Pat
 async def test_writes_on_the_two_sides_of_a_cut_leave_receipts_that_survive_a_crash(cluster: RunningCluster) -> None:
     """Two nodes write without ever having been up at the same time; a sync brings it together."""
     one, two, three = cluster.ids
+    ids = ("edit-edit", "delete-edit", "store-store", "different", "seen")
     async with cluster.spine("ada") as spine:
         await spine.store_many(
-            {"id": id, "content": "birth", "metadata": {"k": 0}, "consistency": "read-your-writes"}
-            for id in ("edit-edit", "delete-edit", "store-store", "different", "seen")
+            {"id": id, "content": "birth", "metadata": {"k": 0}, "consistency": "read-your-writes"} for id in ids
         )
         for node in cluster.ids:
-            await until(lambda node=node: has(cluster, node, "seen", "birth"))  # type: ignore[misc]
+            for id in ids:  # they lie in several partitions, and two of three replicas are enough for each
+                await until(lambda node=node, id=id: has(cluster, node, id, "birth"))  # type: ignore[misc]
 
         await cluster.kill(one, three)
         await write(cluster, two, Edit, "edit-edit", content="by two", agent="bob")

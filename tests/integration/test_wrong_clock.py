@@ -99,3 +99,27 @@ async def test_a_node_whose_stamps_are_ahead_since_its_clock_was_wrong_takes_no_
         async with asyncio.timeout(SECONDS_MAX):
             while (await cluster.contents_at("spine-1", ["early"]))["early"] != "stamped ahead":
                 await asyncio.sleep(0.1)
+
+
+async def test_what_a_node_with_a_wrong_clock_was_the_primary_of_is_done_by_others(start_cluster: Any) -> None:
+    """It went on being named as the primary by all, and refused all that came."""
+    cluster = await start_cluster(node_command=skewed_node)
+    ids = [uuid.uuid4().hex for _ in range(6)]
+    async with cluster.spine(timeout=10.0) as spine:
+        for id in ids:
+            await cluster.run_at("spine-3", Store, id=id, content="0", strong=True, timeout=10.0)
+        wrong = cluster.folder / "spine-3" / "clock=3"
+        wrong.touch()
+        await problem(cluster, "spine-3", True)
+        for id in ids:
+            memory = await spine.get(id, consistency="strong")
+            assert memory is not None and memory.content == "0"
+            changed = await spine.update(id, content="1", if_version=memory.version)
+            assert changed.content == "1"
+        with pytest.raises(SpineError, match="the primary"):
+            await cluster.run_at("spine-3", Store, id=ids[0], content="2", strong=True, timeout=1.0)
+        wrong.unlink()
+        await problem(cluster, "spine-3", False)
+        for id in ids:
+            memory = await spine.get(id, consistency="strong")
+            assert memory is not None and memory.content == "1"

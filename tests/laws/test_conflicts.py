@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import Records
 
-from crdt_spine.core import writes
+from crdt_spine.core import whole, writes
 from crdt_spine.core.causality import within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.conflicts import WHOLE, Finding, Receipt, Withdrawal, fields_of
@@ -91,6 +91,11 @@ class Execution:
                 case "edit":
                     edit = Edit(i=0, id=id, content=content, importance=importance, metadata=keys)
                     change = writes.edit(edit, record, time, f"agent-{here}", "")
+                case "strong edit":
+                    edit = Edit(i=0, id=id, content=content, importance=importance, metadata=keys)
+                    change = whole.written_whole(edit, record, time, f"agent-{here}", "")
+                case "strong read":
+                    change = whole.seal(id, record, time)
                 case _:
                     change = writes.delete(Delete(i=0, id=id), record, time, f"agent-{here}", "")
         except writes.Refused:
@@ -191,21 +196,28 @@ class Execution:
             lost -= {(id, field, dot) for field, dot in self.shown(id, frozenset(mine)).items()}
             for dot, change in mine.items():
                 for field, before in self.shown(id, self.changes[dot][1]).items():
-                    if change.alive is not None or field in written(change):
+                    if field not in carried(change) and (change.alive is not None or field in written(change)):
                         lost.discard((id, field, before))
         return lost
 
 
 def written(change: Change) -> set[str]:
     fields = {f"metadata.{key}" for key, value in change.metadata.items() if value is not None}
-    return fields | {name for name in ("content", "importance") if getattr(change, name) is not None}
+    fields |= {name for name in ("content", "importance") if getattr(change, name) is not None}
+    return fields - carried(change)
+
+
+def carried(change: Change) -> set[str]:
+    """What a strong write only leaves as it is."""
+    return set() if change.strong is None else {field for _, fields in change.strong.carried for field in fields}
 
 
 replicas = st.integers(0, len(ACTORS) - 1)
 fields = st.lists(st.sampled_from(["content", "importance", "metadata.k", "metadata.j"]), unique=True).map(tuple)
 ids = st.sampled_from("mmmn")
 changes = st.tuples(ids, st.sampled_from(["store", "edit", "edit"]), fields)
-changes_or_deletes = st.tuples(ids, st.sampled_from(["store", "store", "edit", "edit", "edit", "delete"]), fields)
+kinds = ["store", "store", "edit", "edit", "edit", "delete", "strong edit", "strong read"]
+changes_or_deletes = st.tuples(ids, st.sampled_from(kinds), fields)
 walls = st.integers(1, 6)  # milliseconds; few, so that stamps tie and only actors tell them apart
 write = st.tuples(st.just("write"), replicas, walls, changes)
 write_or_delete = st.tuples(st.just("write"), replicas, walls, changes_or_deletes)

@@ -105,7 +105,7 @@ class Walk:
                     self.hear(one, other)
                 case "forget":
                     dead = [record for record in self.nodes[one].records.values() if not record.alive]
-                    self.nodes[one].replica.collect(0, dead)
+                    self.nodes[one].replica.collect(0, dead, NOW)
 
     def meet(self) -> None:
         for _ in range(4):

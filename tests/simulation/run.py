@@ -35,13 +35,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
     parser.add_argument("--without", choices=RULES, help="; ".join(f"{name}: {text}" for name, text in RULES.items()))
     parser.add_argument("--scenario", choices=SCENARIOS, help="not the one that the seed chooses")
+    parser.add_argument("--weak", action="store_true", help="nobody asks for a strong operation")
     parser.add_argument("--story", action="store_true", help="tell the whole story of every seed")
     arguments = parser.parse_args()
 
     began = told = time.monotonic()
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     scenario = SCENARIOS.get(arguments.scenario)
-    work = partial(_run, without=arguments.without, scenario=scenario, story=arguments.story)
+    work = partial(_run, without=arguments.without, scenario=scenario, weak=arguments.weak, story=arguments.story)
     failed: list[int] = []
     counts: Counter[str] = Counter()
     ran = 0
@@ -72,11 +73,11 @@ def _command(seed: int, arguments: argparse.Namespace) -> list[str]:
     for name in ("scenario", "without"):
         value = getattr(arguments, name)
         command += [f"--{name}", value] if value else []
-    return command
+    return command + ["--weak"] * arguments.weak
 
 
-def _run(seed: int, without: str | None, scenario: object, story: bool) -> Outcome:
-    outcome = run(seed, without, scenario)  # type: ignore[arg-type]
+def _run(seed: int, without: str | None, scenario: object, weak: bool, story: bool) -> Outcome:
+    outcome = run(seed, without, scenario, strong=not weak)  # type: ignore[arg-type]
     if not outcome.problem and not story:
         outcome.story.clear()  # it need not travel between processes
     return outcome

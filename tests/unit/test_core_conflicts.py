@@ -12,11 +12,12 @@ from records import Records
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
-from crdt_spine.core.conflicts import WHOLE, Finding
+from crdt_spine.core.conflicts import WHOLE, Finding, fields_of
 from crdt_spine.core.document import key_of, opened, updates_of
 from crdt_spine.core.messages import Delete, Delta, Edit, EditDocument, Store, SyncPage, encode
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.core.whole import seal, written_whole
 from crdt_spine.storage.recent import fold
 
 NOW = 1_763_000_000_000
@@ -251,3 +252,77 @@ def typed(record: Record, text: str, client: int = 5) -> EditDocument:
     before = live.get_state()
     live.get("content", type=pycrdt.Text).insert(len("birth"), text)
     return EditDocument(i=0, id="m", update=live.get_update(before), client=client, base=key_of(record.content))
+
+
+# -- strong operations -------------------------------------------------------------------------------------------------
+
+
+def whole(node: Node, operation: Edit | None = None) -> list[Delta]:
+    """A strong edit at this node, or, without one, a strong read that seals the memory."""
+    record = node.records["m"]
+    time = max(node.replica.clock.highest + 1, (NOW + 9) << 16)
+    agent = f"agent of {node.name}"
+    change = seal("m", record, time) if operation is None else written_whole(operation, record, time, agent, "")
+    node.replica.write_whole(0, change, "")
+    return node.sent()
+
+
+def test_what_a_strong_write_leaves_as_it_is_stays_its_writers(nodes: tuple[Node, Node, Node]) -> None:
+    a, b, c = nodes
+    ones = b.wrote(edit(content="by b", metadata={"k": "by b"}))
+    for node in (a, c):
+        node.takes(ones)
+    strongly = whole(a, edit(importance=0.9))
+    late = c.wrote(edit(content="by c"), 20)
+    for node in (b, c):
+        node.takes(strongly)
+    for node in (a, b):
+        node.takes(late)
+    # c had seen what it wrote over, though not that it was written whole meanwhile.
+    assert a.receipts == b.receipts == c.receipts == []
+    assert a.records["m"].content == c.records["m"].content
+    assert a.records["m"].text == "by c"
+    # Who has not seen it takes it from b, not from who carried it along.
+    fields = fields_of(whole_again(a))
+    assert (fields["metadata.k"].origin.agent, fields["content"].origin.agent) == ("agent of b", "agent of c")
+
+
+def whole_again(node: Node) -> Record:
+    """The memory after a strong write on a strong read."""
+    whole(node)
+    whole(node, edit(importance=0.1))
+    return node.records["m"]
+
+
+def test_what_a_strong_write_carried_along_and_loses_leaves_a_receipt_of_its_writer(
+    nodes: tuple[Node, Node, Node],
+) -> None:
+    a, b, c = nodes
+    ones = b.wrote(edit(content="by b"))
+    others = c.wrote(edit(content="by c"), 30)  # c has not heard of that
+    a.takes(ones)
+    strongly = whole(a, edit(importance=0.9))
+    a.takes(others)
+    b.takes(others)
+    b.takes(strongly)
+    c.takes(ones)
+    c.takes(strongly)
+    assert a.records["m"].text == b.records["m"].text == c.records["m"].text == "by c"
+    assert a.receipts == b.receipts == c.receipts == [("content", "by b", "by c", "b", "c")]
+
+
+@pytest.mark.parametrize("operation", [None, edit(importance=0.9)])
+def test_agents_at_one_coordinator_lose_what_others_wrote_and_not_what_was_carried_along(
+    nodes: tuple[Node, Node, Node], operation: Edit | None
+) -> None:
+    a, b, _ = nodes
+    a.takes(b.wrote(edit(content="by b")))
+    before = dict(a.replica.partitions[0].vector)
+    whole(a, operation)
+    a.replica.write(0, edit(content="by c"), "agent of c", "", NOW + 10, None, False, before)
+    a.sent()
+    assert a.receipts == [], "it was seen before it was written whole"
+    whole(a, operation)
+    a.replica.write(0, edit(content="by a"), "agent of a", "", NOW + 11, None, False, {})
+    a.sent()
+    assert a.receipts == [("content", "by c", "by a", "c", "a")]

@@ -366,6 +366,77 @@ def test_an_operation_that_was_heard_of_and_lost_is_applied(a: Node, b: Node) ->
     assert b.done == ["op"]
 
 
+def test_what_a_node_alone_had_that_was_given_up_is_applied_once_the_others_say_that_they_have_it_not(
+    a: Node, b: Node, c: Node
+) -> None:
+    a.write(store(acks=1), "op")
+    a.turn()
+    heard_of = msgspec.structs.replace(a.page({}), records=[], upto={})  # it names the operation, and came before it
+    b.merges(heard_of)
+    c.merges(heard_of)
+
+    def retry() -> int:
+        b.write(store(), "op", retry=True)
+        return len(b.deltas())
+
+    def says(node: Node, epoch: int) -> None:
+        b.replica.hear(node.announcement(epoch=epoch))
+
+    assert retry() == 0
+    for node in (b, c):
+        node.replica.change_peers(node.replica.peers, {0: frozenset("a")}, epoch=7, dead="a")
+    says(c, epoch=6)
+    assert retry() == 0, "c may have got it from a since"
+    says(c, epoch=7)
+    assert retry() == 1
+    assert retry() == 0, "it is known by the new change now"
+    assert b.replica.operations.get("op") == (0, "r/b@1", 1)
+
+
+def test_what_another_one_has_of_a_node_that_was_given_up_is_waited_for(a: Node, b: Node, c: Node) -> None:
+    a.write(store(acks=1), "op")
+    c.takes(*a.deltas())
+    b.merges(msgspec.structs.replace(a.page({}), records=[], upto={}))
+    b.replica.change_peers(b.replica.peers, {0: frozenset("a")}, epoch=7, dead="a")
+    b.replica.hear(c.announcement(epoch=7))
+    b.write(store(), "op", retry=True)
+    assert b.deltas() == []
+    b.merges(c.page({}))
+    b.hears(c)
+    assert b.done == ["op"]
+
+
+def test_a_lost_operation_whose_record_came_ahead_of_its_vector_is_not_applied_twice(a: Node, b: Node, c: Node) -> None:
+    a.write(store(acks=1))
+    a.turn()
+    a.write(edit(add=("x",)), "op")
+    a.turn()
+    b.merges(msgspec.structs.replace(a.page({}), next="m"))  # and breaks off
+    b.write(edit(remove=("x",)))
+    b.turn()
+    b.hears(Node("a", incarnation="2"))
+    b.write(edit(add=("x",)), "op", retry=True)
+    (delta,) = b.deltas()
+    assert b.tags() == set()
+    c.merges(b.page({}))
+    b.hears(c)
+    assert b.done[-1] == "op"
+    assert delta.changes[0].operation == "op"
+    assert c.records == b.records
+
+
+def test_what_is_held_back_of_a_node_goes_when_it_is_given_up_while_it_leaves(a: Node, b: Node) -> None:
+    a.write(store())
+    a.turn()
+    a.write(edit(add=("x",)))
+    held = a.deltas()
+    b.replica.change_peers(b.replica.peers, {0: frozenset("a")}, epoch=6)
+    b.takes(*held)
+    assert b.partition.waiting_changes == 1
+    b.replica.change_peers(b.replica.peers, {0: frozenset("a")}, epoch=7, dead="a")
+    assert b.partition.waiting == {}
+
+
 # -- restarts ---------------------------------------------------------------------------------------------------------
 
 

@@ -342,7 +342,7 @@ class Node:
         return verdict
 
     def forgets(self) -> int:
-        return self.replica.collect(0, [record for record in self.records.values() if not record.alive])
+        return self.replica.collect(0, [record for record in self.records.values() if not record.alive], NOW)
 
     def lives(self) -> set[str]:
         return {id for id, record in self.records.items() if record.alive}

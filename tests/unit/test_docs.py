@@ -257,7 +257,7 @@ def test_what_is_said_to_be_missing_is_missing(tmp_path: Path) -> None:
     assert re.findall(r'"(/\w*)"', shown[0]) == ["/", "/health", "/status"], "there is no API over HTTP, and no metrics"
 
 
-async def test_strong_is_refused_with_a_reason() -> None:
+async def test_strong_documents_are_refused_with_a_reason() -> None:
     """For edits of a document: they are merged, so there is nothing that could be refused."""
     async with Spine.open(":memory:", agent="a") as one:
         with pytest.raises(InvalidInput, match="if_version"):

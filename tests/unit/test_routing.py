@@ -136,6 +136,22 @@ def test_a_cover_has_every_partition_once_at_nodes_that_have_it_and_are_well(nod
     assert sorted(number for _, numbers in part for number in numbers) == [3, 5]
 
 
+def test_where_all_are_in_trouble_a_cover_asks_one_after_the_other() -> None:
+    """Not always the one that holds most: it may be the one that is gone for good."""
+    there = Map(dict.fromkeys("abcde"))
+    held = there.routing.held
+    most = max("abcde", key=lambda node: len(held[node]))
+    for node in "abcde":
+        there.health.fail(node, "gone", 10.0 if node == most else 11.0)
+    asked = []
+    for second in range(5):
+        ((best, *_), _), *_ = there.routing.cover(set(range(64)))
+        asked.append(best)
+        there.health.fail(best, "gone", 12.0 + second)
+    assert asked[0] == most
+    assert sorted(asked) == list("abcde")
+
+
 def test_a_plan_is_made_anew_when_a_node_is_left() -> None:
     there = Map(dict.fromkeys("abc"))
     ((first, *_), _), *_ = there.routing.cover()

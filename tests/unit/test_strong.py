@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pycrdt
 import pytest
-from strong_stage import Stage, content_of
+from strong_stage import Member, Stage, content_of
 
 from crdt_spine.core.document import key_of, text_in, updates_of
 from crdt_spine.core.fences import Fence, token_of
@@ -274,3 +274,172 @@ def test_promises_outlive_a_restart_and_bounds_do_at_least() -> None:
     assert other.replica.promises.term(0) == term
     assert other.replica.promises.bound(0) >= bound
     assert other.replica.promises.ready == {0}
+
+
+# -- several attempts of one operation ---------------------------------------------------------------------------------
+
+
+def test_of_two_attempts_at_one_primary_none_is_told_that_nothing_was_done_while_the_other_may_do_it() -> None:
+    """An agent that was cut off from the broker asks its primary again, while that has no majority. The first attempt
+    was given up as "not applied"; the majority came back, and the second one wrote."""
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    primary = stage.members["a"]
+    stage.lossy = lambda source, target: True
+    primary.ask(stage_edit("two", stored.version, "the-op"))
+    stage.settle(600)
+    again = Ask(None, 0, edit("two", if_version=stored.version), "agent", "the-op", retry=True)
+    before = len(stage.answers)
+    primary.ask(again)
+    stage.settle(400)
+    assert stage.answers[before:] == [], "the second one has still time"
+    stage.lossy = lambda source, target: False
+    stage.settle(400)
+    told = [answer for _, answer in stage.answers[before:]]
+    assert len(told) == 2 and not any(answer.error for answer in told), told
+    assert {id(answer.ask) for answer in told} >= {id(again)} and primary.strong.open == 0
+    assert content_of(stage.do("a", GET)) == "two"
+
+
+def test_what_was_tried_twice_without_a_majority_is_unknown() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    stage.lossy = lambda source, target: True
+    before = len(stage.answers)
+    for retry in (False, True):
+        stage.members["a"].ask(
+            Ask(None, 0, edit("two", if_version=stored.version), "agent", "the-op", retry=retry)
+        )  # fmt: skip
+    stage.settle(1_500)
+    told = [(answer.error, answer.outcome) for _, answer in stage.answers[before:]]
+    assert told == [("QuorumFailed", "unknown")] * 2
+    assert stage.members["a"].strong.open == 0
+
+
+def test_a_refusal_is_the_same_one_in_each_later_term() -> None:
+    """It was remembered without its reason, and the next primary said that there was no such memory."""
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    stage.do("a", store("two"))
+    stale = edit("three", if_version=stored.version)
+    refused = stage.do("a", stale, "the-op", retry=True)
+    assert (refused.error, refused.final) == ("VersionConflict", True)
+    stage.members["a"].up = False
+    again = stage.do("b", stale, "the-op", retry=True)
+    assert (again.error, again.final) == ("VersionConflict", True)
+    assert not stage.do("b", DELETE).error
+    assert stage.do("b", stale, "the-op", retry=True).error == "VersionConflict"
+    absent = stage.do("b", edit("four"), "other-op", retry=True)
+    assert (absent.error, absent.final) == ("NotFound", True)
+    assert not stage.do("b", store("five")).error
+    stage.members["a"].up = True
+    stage.members["b"].up = False
+    assert stage.do("a", edit("four"), "other-op").error == "NotFound", "nor is its late first attempt done"
+    assert content_of(stage.do("a", GET)) == "five"
+
+
+def test_a_first_attempt_that_is_refused_says_so_of_itself_only() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    stage.do("a", store("two"))
+    refused = stage.do("a", edit("three", if_version=stored.version), "the-op")
+    assert (refused.error, refused.final) == ("VersionConflict", False)
+
+
+def test_a_refusal_that_was_decided_before_it_was_tried_again_is_remembered_all_the_same() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    stage.do("a", store("two"))
+    stale = edit("three", if_version=stored.version)
+    stage.members["a"].up = False
+    primary, before = stage.members["b"], len(stage.answers)
+    primary.ask(Ask(None, 0, stale, "agent", "the-op"))
+    while primary.records["m"].life.value.strong.sealed is None:
+        stage.deliver() if stage.wire else stage.members["c"].commit() or primary.commit() or stage.pass_time(25)
+    primary.ask(Ask(None, 0, stale, "agent", "the-op", retry=True))
+    stage.settle(400)
+    told = [answer for _, answer in stage.answers[before:]]
+    assert [(answer.error, answer.final) for answer in told] == [("VersionConflict", True)] * 2
+    assert any("the-op" in one for one in primary.replica.records["m"].life.value.strong.operations)
+
+
+def test_a_tombstone_stays_while_it_knows_of_operations() -> None:
+    """A node that is told to forget tombstones at once had forgotten that a deletion was done, and said NotFound to the
+    agent that tried it again."""
+    stage = Stage("a")
+    alone = stage.members["a"]
+    stage.do("a", store("one"))
+    assert not stage.do("a", DELETE, "the-op").error
+    dead = [alone.records["m"]]
+    assert alone.replica.collect(0, dead, alone.now) == 0
+    assert not stage.do("a", DELETE, "the-op", retry=True).error
+    assert alone.replica.collect(0, [alone.records["m"]], alone.now + 61_000) == 1
+
+
+def test_a_primary_whose_clock_is_wrong_leaves_its_place_to_another_node() -> None:
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    wrong = stage.members["a"].strong
+    wrong.abstains = True
+    answer = stage.do("a", GET)
+    assert (answer.error, answer.outcome) == ("Elsewhere", "not applied") and answer.primary in "bc"
+    assert content_of(stage.do(answer.primary, GET)) == "one", "they do not send anybody back to it"
+    assert not stage.do(answer.primary, edit("two", if_version=stored.version)).error
+    again = stage.do("a", store("three"))
+    assert (again.error, again.primary) == ("Elsewhere", answer.primary)
+    wrong.abstains = False
+    assert stage.do("a", GET).primary == answer.primary, "and it does not take it back"
+
+
+def test_one_whose_clock_is_wrong_and_who_hears_nobody_says_who_is_missing() -> None:
+    stage = Stage()
+    stage.do("a", store("one"))
+    stage.members["a"].strong.abstains = True
+    stage.members["b"].crash()
+    stage.members["c"].crash()
+    answer = stage.do("a", GET, milliseconds=1_500)
+    assert (answer.error, answer.missing) == ("QuorumFailed", ("b", "c"))
+
+
+def test_who_takes_no_part_for_a_moment_is_asked_again() -> None:
+    """All had answered that they take no part, as they were at another membership, and nobody was asked any more."""
+    stage = Stage()
+    stored = stage.do("a", store("one"))
+    for name in "bc":
+        stage.members[name].strong.epoch = 7
+    before = len(stage.answers)
+    stage.members["a"].ask(stage_edit("two", stored.version, "the-op"))
+    stage.settle(300)
+    assert len(stage.answers) == before
+    for name in "bc":
+        stage.members[name].strong.epoch = 0
+    stage.settle(300)
+    assert [answer.error for _, answer in stage.answers[before:]] == [""]
+
+
+def test_an_answer_from_before_a_write_does_not_confirm_it() -> None:
+    """Two were asked what they have, the second answers once the primary has written: it said nothing of that write."""
+    stage = Stage()
+    stage.do("a", store("one"))
+    before, a = len(stage.answers), stage.members["a"]
+    a.ask(Ask(None, 0, store("two"), "agent", "the-op"))
+    stage.pass_time(75)  # it asks the other one as well
+    assert [target for _, target, _ in stage.wire] in (["b", "c"], ["c", "b"])
+    while stage.wire:
+        stage.deliver()
+        stage.members["c"].commit()
+    stage.lossy = lambda source, target: True  # what it has written reaches nobody
+    a.commit()
+    stage.settle(100)
+    assert content_of_member(a) == "two"
+    assert stage.answers[before:] == []
+    stage.lossy = lambda source, target: False
+    stage.members["c"].pull(a)
+    stage.settle(500)
+    assert [answer.error for _, answer in stage.answers[before:]] == [""]
+
+
+def content_of_member(member: Member) -> str:
+    record = member.records.get("m")
+    assert record is not None and record.content is not None
+    return str(record.content.value)

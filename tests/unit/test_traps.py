@@ -122,7 +122,7 @@ class Node:
         return Announcement(node=self.name, actor=self.replica.actor, state="up", now=NOW, vectors=vectors, **fields)
 
     def collects(self) -> None:
-        self.replica.collect(0, list(self.records.values()))
+        self.replica.collect(0, list(self.records.values()), NOW)
 
     @property
     def vector(self) -> Vector:

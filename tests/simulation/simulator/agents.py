@@ -45,9 +45,14 @@ class Habit(NamedTuple):
 
 
 class Agent:
-    """One agent. `pending` is the operation that it waits for; an id alone is a read of that memory."""
+    """One agent. `pending` is the operation that it waits for; an id alone is a read of that memory. `message` is the
+    kind of its messages; where it has a generator of its own, `chance`, they are of a kind that has one as well."""
 
-    def __init__(self, cluster: Cluster, name: str, ids: int, pause_max: int, habit: Habit) -> None:
+    message = "agent"
+
+    def __init__(
+        self, cluster: Cluster, name: str, ids: int, pause_max: int, habit: Habit, chance: Random | None = None
+    ) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.name = name
@@ -58,12 +63,13 @@ class Agent:
         self.pending: tuple[int, Write | str, int] | None = None  # number, operation, attempt
         self.asked: dict[int, int] = {}  # number -> when it was asked for last, of late
         self.token: dict[int, Vector] = {}
+        self.chance = chance or cluster.world.random
         self.count = 0
         self.outcomes: dict[str, int] = {}
         self._pause()
 
     def _pause(self) -> None:
-        self.world.after(self.world.random.randint(1, self.pause_max), self._begin)
+        self.world.after(self.chance.randint(1, self.pause_max), self._begin)
 
     def _begin(self) -> None:
         if self.resting:
@@ -110,7 +116,7 @@ class Agent:
                 life = there.life
                 there.do(lambda: ask(there) if there.alive(life) else None)
 
-        self.cluster.network.send(self.name, node, arrive, "agent")
+        self.cluster.network.send(self.name, node, arrive, self.message)
 
     def _plan_time_out(self, mine: tuple[int, Write | str, int]) -> None:
         self.world.after(TIMEOUT_MILLISECONDS, lambda: self._time_out(mine))
@@ -129,7 +135,7 @@ class Agent:
 
     def _choose(self, id: str) -> str:
         """A node that answers for the memory, as far as the agent knows; now and then it is wrong."""
-        chance = self.world.random
+        chance = self.chance
         known = self.cluster.register.members(self.cluster.partition_of(id))
         return chance.choice(self.cluster.names if chance.random() < 0.05 else known)
 

@@ -18,8 +18,6 @@ BOUNDARIES: Final[tuple[str, ...]] = (
     "before a delta",  # some replicas got it, some did not
     "before an acknowledgement",
     "before an answer",
-    "before a round",
-    "before a round is answered",
     "after a turn",
     "before a checkpoint",  # its vectors and records are taken, nothing of it is on the disk
     "after a checkpoint",  # the rows that it covers are still there
@@ -36,3 +34,6 @@ MEMBERSHIP_BOUNDARIES: Final[tuple[str, ...]] = (
     "before a membership is confirmed",
     DROPPED,
 )
+
+#: And these, where there are strong operations.
+STRONG_BOUNDARIES: Final[tuple[str, ...]] = ("before a round", "before a round is answered")

@@ -33,8 +33,10 @@ class Claim(NamedTuple):
 class Claimant(Agent):
     """Its `pending` is (number, its claim, attempt)."""
 
+    message = "claim"
+
     def __init__(self, cluster: Cluster, name: str, ids: int, pause_max: int) -> None:
-        super().__init__(cluster, name, ids, pause_max, Habit((), ()))
+        super().__init__(cluster, name, ids, pause_max, Habit((), ()), cluster.world.second)
         self.primary: dict[int, str] = {}
         self.versions: dict[str, deque[str]] = {}
         self.process = 1
@@ -47,7 +49,7 @@ class Claimant(Agent):
         self._attempt()
 
     def _claim(self, i: int) -> Claim:
-        chance = self.world.random
+        chance = self.chance
         id, value = f"m{CLAIM_IDS + chance.randrange(self.ids)}", f"{self.name}-{i}"
         kind = chance.choice(KINDS)
         known = self.versions.get(id)
@@ -76,7 +78,7 @@ class Claimant(Agent):
         token = dict(self.token.get(partition, {}))
 
         def told(answer: Answer) -> None:
-            self.cluster.network.send(node, self.name, lambda: self._told(mine, answer), "agent")
+            self.cluster.network.send(node, self.name, lambda: self._told(mine, answer), self.message)
 
         def ask(there: Node) -> None:
             there.strong.take(operation, self.name, f"{self.name}-{number}", token, attempt > 0, told)
@@ -107,6 +109,8 @@ class Claimant(Agent):
         if pending is None or pending[0] != mine[0]:
             return
         claim: Claim = pending[1]
+        if answer.outcome == "not applied" and not answer.final and pending is not mine:
+            return  # it says so of an earlier attempt: the one that is under way may do it
         number = self.cluster.partition_of(claim.operation.id)
         match answer.error:
             case "":

@@ -22,7 +22,8 @@ LOOK_MILLISECONDS = 300  # between two looks at the register when all is to beco
 
 class Cluster:
     """At first the nodes but the `spares` hold the partitions, each of them on `factor` nodes, or on all of these.
-    `without` names a rule that is taken away (rules.py); `counts` proves what happened."""
+    `without` names a rule that is taken away (rules.py); `strong`: are there strong operations?
+    `counts` proves what happened."""
 
     def __init__(
         self,
@@ -37,6 +38,8 @@ class Cluster:
         retirement_seconds: float = float("inf"),
         partitions: int = 2,
         factor: int | None = None,
+        *,
+        strong: bool = True,
     ) -> None:
         self.world = world
         self.network = network
@@ -45,6 +48,7 @@ class Cluster:
         self.announce_milliseconds = announce_milliseconds
         self.partitions = partitions
         self.healing = False
+        self.strong = strong
         self._looks = looks
         self.counts: Counter[str] = Counter()
         self.history = History()

@@ -46,7 +46,8 @@ class Network:
     def send(self, source: str, target: str, deliver: Callable[[], None], kind: str = "") -> None:
         """Bring a message on its way; it is checked for a cut when it leaves and when it arrives. An agent's messages
         are not doubled: it does that itself, by retrying."""
-        chance, weather = self.world.random, self.weather
+        chance = self.world.second if kind in ("claim", "round") else self.world.random
+        weather = self.weather
         self.counts["sent"] += 1
         if (source, target) in self.cut:
             self.counts["cut"] += 1
@@ -58,7 +59,7 @@ class Network:
             self.counts["lost"] += 1
             return
         copies = 1
-        if weather.doubling and kind != "agent" and chance.random() < weather.doubling:
+        if weather.doubling and kind not in ("agent", "claim") and chance.random() < weather.doubling:
             self.counts["doubled"] += 1
             copies = 2
 
@@ -69,7 +70,7 @@ class Network:
                 deliver()
 
         for _ in range(copies):
-            delay = self.world.between(1, weather.delay_max)
+            delay = chance.between(1, weather.delay_max)
             if chance.random() < 0.05:
                 delay *= 20  # a straggler
                 self.counts["straggling"] += 1

@@ -317,7 +317,7 @@ class Node:
 
     def _hold(self, membership: Membership, without: list[int] | None = None) -> None:
         peers = {n: others for n, others in membership.peers_of(self.name).items() if n not in (without or ())}
-        done, lost = self.replica.change_peers(peers, membership.muted())
+        done, lost = self.replica.change_peers(peers, membership.muted(), membership.epoch, membership.dead)
         self.done(done)
         for waiting in lost:
             self._answers.pop(waiting.ticket)("unknown", waiting)

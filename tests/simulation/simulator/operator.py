@@ -92,8 +92,8 @@ class Operator:
         elif change.kind != "cancel" and chance.random() < self.pause_max / 2 / REGRET_MILLISECONDS and not self.over:
             fallen = chance.choice([*now.members]) if self._may_give_up(now) and chance.random() < 0.3 else ""
             self._propose(now, "cancel", "", fallen, bool(fallen))
-        elif change.kind == "cancel" and self._may_give_up(now) and chance.random() < self._death_chance:
-            self._propose(now, "cancel", "", chance.choice([*now.members]), True)
+        elif change.kind == "cancel" and self._may_give_up(now) and self.world.second.random() < self._death_chance:
+            self._propose(now, "cancel", "", self.world.second.choice([*now.members]), True)
         else:
             step = self._step(now)
             if step is not None:

@@ -15,7 +15,6 @@ from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import Announcement, SyncPage, SyncRequest, encode
 from crdt_spine.core.replica import node_of
-from crdt_spine.core.whole import operations_of
 
 if TYPE_CHECKING:
     from simulator.node import Node
@@ -149,9 +148,7 @@ class Repair:
         for number, partition in node.replica.partitions.items():
             if not partition.tombstones:
                 continue
-            now = node.now << 16  # a tombstone that still has operations in it knows that they were done
-            tombstones = (one for one in node.store.tombstones(number) if not operations_of(one, now))
-            collected = node.replica.collect(number, tombstones)
+            collected = node.replica.collect(number, node.store.tombstones(number), node.now)
             if collected:
                 node.cluster.counts["tombstones collected"] += collected
                 node.tell(f"forgets {collected} tombstones of partition {number}")

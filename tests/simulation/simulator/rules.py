@@ -127,7 +127,7 @@ class _Everything(OrderedDict[str, None]):
 
 def _sealed_already(self: Strong, number: int, promised: Any, at: float) -> Any:
     lead = _take_over(self, number, promised, at)
-    lead.sealed = _Everything()
+    lead.past.sealed = _Everything()
     return lead
 
 

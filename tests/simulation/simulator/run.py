@@ -11,7 +11,7 @@ from unittest.mock import patch
 from crdt_spine.core import replica as replicas
 from crdt_spine.core import rounds, whole
 from simulator.agents import Agent
-from simulator.boundaries import BOUNDARIES, MEMBERSHIP_BOUNDARIES
+from simulator.boundaries import BOUNDARIES, MEMBERSHIP_BOUNDARIES, STRONG_BOUNDARIES
 from simulator.checkers import Checker
 from simulator.checkers.bounds import Bounds
 from simulator.checkers.causality import Causality
@@ -66,8 +66,9 @@ class Outcome:
         return "\n".join([*left_out, *self.story[-lines:], f"seed {self.seed}: {self.problem or 'all is well'}"])
 
 
-def run(seed: int, without: str | None = None, scenario: Scenario | None = None) -> Outcome:
-    """Run a seed, with all rules or without one of them; in the scenario that the seed chooses, or in that one."""
+def run(seed: int, without: str | None = None, scenario: Scenario | None = None, *, strong: bool = True) -> Outcome:
+    """Run a seed, with all rules or without one of them; in the scenario that the seed chooses, or in that one. Not
+    `strong`: nobody asks for a strong operation."""
     world = World(seed)
     agents: list[Agent] = []
     checkers = [
@@ -85,7 +86,10 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None)
             patch.object(rounds, "partition_of", lambda id, partitions: int(id[1:]) % partitions),
             taken_away(without),
         ):
-            _run(world, scenario or Scenario.of(world.random), agents, checkers, without, counts)
+            scenario = scenario or Scenario.of(world.random)
+            if not strong:
+                scenario = scenario._replace(claimants=0)
+            _run(world, scenario, agents, checkers, without, counts)
     except Violation as violation:
         problem = str(violation)
     except Exception as error:  # the core crashed: that is a finding as well
@@ -109,6 +113,7 @@ def _run(
     cluster = Cluster(
         world, network, scenario.skews, scenario.spares, scenario.announce, scenario.looks, checkers, without,
         scenario.retirement, scenario.partitions, scenario.factor,
+        strong=scenario.claimants > 0,
     )  # fmt: skip
     cluster.agents = agents
     agents += [
@@ -120,6 +125,7 @@ def _run(
         Claimant(cluster, f"claimant{index}", CLAIMED, scenario.agent_pause_max) for index in range(scenario.claimants)
     ]
     boundaries = BOUNDARIES + (MEMBERSHIP_BOUNDARIES if scenario.operator_pause_max else ())
+    boundaries += STRONG_BOUNDARIES if scenario.claimants else ()
     faults = Faults(cluster, scenario.faults, scenario.fault_pause_max, boundaries, rollback=scenario.rollback)
     deaths = 0 if scenario.rollback else scenario.deaths
     operators = [Operator(cluster, scenario.operator_pause_max, deaths) for _ in range(OPERATORS)]

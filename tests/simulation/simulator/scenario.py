@@ -54,7 +54,7 @@ class Scenario(NamedTuple):
             operator_pause_max=chance.choice([500, 4_000]) if spares or chance.random() < 0.2 else 0,
         )
         if scenario.operator_pause_max:
-            scenario = scenario._replace(partitions=4, factor=3, deaths=chance.choice([0, 1]))
+            scenario = scenario._replace(partitions=4, factor=3, deaths=int(chance.random() < 0.5))
         return scenario
 
 
@@ -169,6 +169,6 @@ CLAIMS = DELETES._replace(
 
 SCENARIOS = {
     "syncs": SYNCS, "deletes": DELETES, "rollbacks": ROLLBACKS, "full-disks": FULL_DISKS, "growth": GROWTH,
-    "farewells": FAREWELLS, "burials": BURIALS, "settling": SETTLING, "crashes": CRASHES, "retirements": RETIREMENTS,
+    "farewells": FAREWELLS, "burials": BURIALS, "crashes": CRASHES, "retirements": RETIREMENTS, "settling": SETTLING,
     "claims": CLAIMS,
 }  # fmt: skip

@@ -45,7 +45,8 @@ class StrongSide:
         self._asking: dict[int, Told] = {}
         self._standing = 0  # of the questions for standings, the last one's number, downwards
         self._planned = self._ticking = False
-        node.later(node.world.between(1, STANDING_MILLISECONDS), self._inherit)
+        if node.cluster.strong:
+            node.later(node.world.second.between(1, STANDING_MILLISECONDS), self._inherit)
 
     def _is_present(self, name: str) -> bool:
         heard = self.heard_at.get(name)
@@ -89,7 +90,7 @@ class StrongSide:
                 return  # dropped meanwhile
             node.boundary("before a round is answered")
             answered = encode(said)
-            node.send(asker, lambda there: there.strong.take_rounded(number, answered))
+            node.send(asker, lambda there: there.strong.take_rounded(number, answered), "round")
 
         if at_once:
             leave()
@@ -144,7 +145,7 @@ class StrongSide:
                 there.strong.take_round(node.name, number, raw)
 
         node.boundary("before a round")
-        node.send(target, deliver)
+        node.send(target, deliver, "round")
 
     # -- turns ------------------------------------------------------------------------------------------------------
 

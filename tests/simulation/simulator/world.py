@@ -18,17 +18,27 @@ class Crash(Exception):
     """A node has died in the middle of what it was doing: nothing of it happens any more."""
 
 
+class Chance(random.Random):
+    """A generator of chance."""
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number from `low` through `high`; several times as quick as randint."""
+        return low + int(self.random() * (high - low + 1))
+
+
 class World:
-    """The event queue, the generator of all chance, and the story of what happened."""
+    """The event queue, the generator of all chance, and the story of what happened. Strong operations and what else was
+    added later draw from a `second` one, so that a seed without them is the story that it was."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.random = random.Random(seed)
+        self.random = Chance(seed)
+        self.second = Chance(f"{seed}, strong")
         self.now = 0  # milliseconds
         self.story: list[str] = []
         self.hash = hashlib.sha256()
         self.events = 0
-        self._chance = self.random.random
+        self.between = self.random.between
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._planned = 0
 
@@ -36,10 +46,6 @@ class World:
     def wall(self) -> int:
         """The true wall clock, milliseconds."""
         return START + self.now
-
-    def between(self, low: int, high: int) -> int:
-        """A whole number from `low` through `high`; several times as quick as randint."""
-        return low + int(self._chance() * (high - low + 1))
 
     def after(self, milliseconds: int, action: Callable[[], None]) -> None:
         """Do something later."""
