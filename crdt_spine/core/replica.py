@@ -277,6 +277,17 @@ class Replica:
         self.awaited = True
         return after
 
+    def is_unsure(self, number: int, id: str) -> bool:
+        """Is a memory ahead of its partition's vector? A sync brings it page by page, and which operations are in it
+        with the last one: until then nobody knows here whether one that is tried again was done. What no replica
+        can bring to an end, as its node's disk is lost, is not waited for."""
+        record, vector, quorum = self.records.get(id), self.partitions[number].vector, self.quorums[number]
+        return record is not None and any(
+            vector.get(actor, 0) < n
+            and (not self._is_lost(number, actor, n) or any(quorum.has(one, actor, n) for one in self.peers[number]))
+            for actor, n in record.version.items()
+        )
+
     def write_whole(self, number: int, change: Change, operation_id: str) -> tuple[Record, int]:
         """Coordinate the change of a strong operation (core/whole.py): the record it gives, and its number. Who waits
         for it looks at what becomes durable, here and elsewhere, itself (core/strong.py)."""

@@ -331,8 +331,10 @@ class Service:
             operation, wanted = msgspec.structs.replace(operation, acks=1), None
         if wanted and not within(wanted, partition.vector):
             return False
-        overload = self._overload()
         strong = not isinstance(operation, EditDocument) and operation.strong
+        if request.retry and not strong and self.replica.is_unsure(number, operation.id):
+            return False
+        overload = self._overload()
         # Who is missing for a strong write, rounds find out, and say so at once.
         elsewhere = strong and self.replica.counting[number] > 1  # if the clock is wrong here, another node does it
         refusal = Refusal(overload) if overload else None

@@ -17,7 +17,7 @@ from simulator.scenario import CRASHES, SCENARIOS
 
 SEEDS_A_TEST = 25
 SEEDS_A_SCENARIO = 15
-STRONG_RULES = ("majority", "seals")  # the others are looked at without strong operations
+STRONG_RULES = ("majority",)  # the others are looked at without strong operations
 RUN = Path(__file__).parent / "run.py"
 
 #: Where a rule matters most, so that few seeds suffice.
@@ -25,7 +25,7 @@ REVEALING = {
     "deps": "syncs", "record-deps": "syncs", "skip-seen": "syncs", "last-page": "syncs", "seen-adds": "syncs",
     "no-holes": "syncs", "thread-order": "crashes", "rolled-back": "rollbacks", "journal-first": "full-disks",
     "retired": "retirements", "joined-first": "growth", "handed-over": "farewells", "level": "burials",
-    "settled": "settling", "member-first": "growth", "given-up": "burials", "seals": "claims",
+    "settled": "settling", "member-first": "growth", "given-up": "burials",
 }  # fmt: skip
 
 

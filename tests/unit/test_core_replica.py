@@ -645,3 +645,25 @@ def test_its_own_changes_a_node_knows_or_has_lost(a: Node) -> None:
     assert a.replica.unreachable(0, {"r/a@1": 2}, said()) == (
         "r/a@1", "node a has lost it: its disk is an older one",
     )  # fmt: skip
+
+
+def test_whether_a_retry_was_done_is_not_known_where_a_sync_broke_off(a: Node, b: Node, c: Node) -> None:
+    # The page brings the memory; the operations that are in it, and the vector, come with the last one.
+    a.write(store(), "op")
+    a.turn()
+    page = a.page({})
+    b.merges(msgspec.structs.replace(page, next="m", operations={}))
+    assert b.replica.is_unsure(0, "m")
+    assert not a.replica.is_unsure(0, "m")
+    b.merges(page)
+    assert not b.replica.is_unsure(0, "m")
+    b.write(store(), "op")
+    assert not b.deltas()  # it is answered, and not done again
+
+
+def test_what_its_nodes_disk_took_along_leaves_nobody_unsure(a: Node, b: Node, c: Node) -> None:
+    a.write(store(), "op")
+    a.turn()
+    b.merges(msgspec.structs.replace(a.page({}), next="m", operations={}))
+    b.hears(c, Node("a", incarnation="2"))  # which has nothing, nor has anybody else
+    assert not b.replica.is_unsure(0, "m")

@@ -489,6 +489,9 @@ class Node:
             return
         if not within(token, self.replica.partitions[number].vector) and self.cluster.without != "builds-on":
             return
+        # Be it tried again or not: there are no deadlines here, so a first attempt may come last.
+        if self.replica.is_unsure(number, operation.id) and self.cluster.without != "unsure":
+            return
         ticket = self.cluster.new_ticket()
         try:
             self.replica.write(number, operation, agent, operation_id, self.now, ticket, retry)

@@ -7,7 +7,6 @@ the newcomer give it no page, which would hide most of what comes of it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,12 +23,12 @@ from crdt_spine.core.rebalancing import Move
 from crdt_spine.core.record import apply, merge
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
-from crdt_spine.core.strong import Strong
 from simulator import speakers
 
 #: Rules of the shell.
 SHELLS = (
-    "last-page", "persist-before-send", "journal-first", "token", "builds-on", "joined-first", "handed-over", "level",
+    "last-page", "persist-before-send", "journal-first", "token", "builds-on", "unsure", "joined-first",
+    "handed-over", "level",
 )  # fmt: skip
 
 RULES = {
@@ -46,6 +45,7 @@ RULES = {
     "bounded": "what is held back beyond a bound is dropped, and a sync brings it",
     "token": "a node that has not reached a reader's token does not answer",
     "builds-on": "nor does it take a write of an agent that has seen more",
+    "unsure": "nor a retry for a memory that a sync brought ahead of its vector, and of what is in it",
     "drift": "rule 10: a change from the future waits",
     "operations": "rule 11: a retry is answered, not applied again",
     "forgotten": "a late page does not bring a record back whose tombstone was dropped",
@@ -59,7 +59,6 @@ RULES = {
     "given-up": "who was given up as dead counts for nothing, nothing of it is taken, and it must not start",
     "no-holes": "an entry of a thread is shown if nothing before it can be missing",
     "majority": "a primary has the promise of a majority, and what it answers is on one",
-    "seals": "what is read first in a term is written anew, above all that earlier primaries may have left behind",
     "thread-order": "a thread is shown in causal order, not in that of time",
 }
 
@@ -120,19 +119,7 @@ def _end_early(seats: Mapping[str, Any], move: Move, dead: Any) -> Any:
     return step._replace(goal=None) if step.last and step.goal == "level" else step
 
 
-class _Everything(OrderedDict[str, None]):
-    def __contains__(self, id: object) -> bool:
-        return True
-
-
-def _sealed_already(self: Strong, number: int, promised: Any, at: float) -> Any:
-    lead = _take_over(self, number, promised, at)
-    lead.past.sealed = _Everything()
-    return lead
-
-
 _next = membership_steps._next
-_take_over = Strong._take_over
 
 _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "deps": (Partition, "_due", lambda self, delta, latest: delta.changes[-1].time <= latest),
@@ -153,7 +140,6 @@ _PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "given-up": (Membership, "_counts", lambda self, node, seat: seat.stage == "member"),
     "no-holes": (speakers, "visible", lambda entries, cut: (entries, {})),
     "majority": (strong, "majority", lambda count: 1),
-    "seals": (Strong, "_take_over", _sealed_already),
     "thread-order": (speakers, "causal_order", lambda entries: sorted(entries, key=lambda entry: entry.place)),
 }  # fmt: skip
 
