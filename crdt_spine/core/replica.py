@@ -279,12 +279,16 @@ class Replica:
 
     def is_unsure(self, number: int, id: str) -> bool:
         """Is a memory ahead of its partition's vector? A sync brings it page by page, and which operations are in it
-        with the last one: until then nobody knows here whether one that is tried again was done. What no replica
-        can bring to an end, as its node's disk is lost, is not waited for."""
+        with the last one: until then nobody knows here whether one that is tried again was done. What no replica has
+        by its vector, as it was lost with a disk, is not waited for."""
         record, vector, quorum = self.records.get(id), self.partitions[number].vector, self.quorums[number]
-        return record is not None and any(
+        if record is None or within(record.version, vector):
+            return False
+        others = [one for one in self.peers[number] if one not in self.dead and not self.retirement.is_away(one)]
+        unheard = any(self._announced.get(one, -1) < self.epoch for one in others)
+        return any(
             vector.get(actor, 0) < n
-            and (not self._is_lost(number, actor, n) or any(quorum.has(one, actor, n) for one in self.peers[number]))
+            and (unheard or not self._is_lost(number, actor, n) or any(quorum.has(one, actor, n) for one in others))
             for actor, n in record.version.items()
         )
 

@@ -33,7 +33,7 @@ NO_TIME: list[Any] = [
     5, 1.5, "yesterday", "", "2026-01-31", "2026-01-31T12:00:00", datetime(2026, 1, 31), NOW.date(),
     datetime(1969, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC),
 ]  # fmt: skip
-NO_LEVEL: list[Any] = ["strongest", "", 5, [], "EVENTUAL", "strong"]
+NO_LEVEL: list[Any] = ["strongest", "", 5, [], "EVENTUAL"]
 
 
 def too_long(limit: int) -> list[Any]:

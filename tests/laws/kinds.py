@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import msgspec
-from histories import ACTORS, Dot, Histories, State, histories, merged, replicas, tags, values, walls
+from executions import ACTORS, Dot, Histories, State, histories, merged, replicas, tags, values, walls
 from hypothesis import strategies as st
 from simulator.history import Made, seen, value
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from histories import Dot, State
+from executions import Dot, State
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import KINDS, TAGS, Kind, Run

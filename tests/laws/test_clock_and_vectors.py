@@ -4,7 +4,7 @@ time that is too far ahead. Vectors are sets of dots, written short; vector cloc
 from __future__ import annotations
 
 import msgspec
-from histories import ACTORS
+from executions import ACTORS
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import VECTOR_CLOCK, Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from histories import Histories, histories
+from executions import Histories, histories
 from hypothesis import given
 from hypothesis import strategies as st
 

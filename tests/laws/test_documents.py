@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pycrdt
 import pytest
-from histories import ACTORS, Histories, deletes, edits, merged, replicas, stores, walls
+from executions import ACTORS, Histories, deletes, edits, merged, replicas, stores, walls
 from hypothesis import given
 from hypothesis import strategies as st
 from records import Records

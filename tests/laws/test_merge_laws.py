@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from histories import Histories, State, histories, merged
+from executions import Histories, State, histories, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import KINDS, Kind

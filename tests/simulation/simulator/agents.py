@@ -99,7 +99,10 @@ class Agent:
             if isinstance(operation, str):
                 there.read(operation, token, answer)
             else:
-                there.write(operation, self.name, f"{self.name}-{number}", token, attempt > 0, answer)
+                # An attempt that arrives when a later one was made counts as one that is tried again: here
+                # are no deadlines, which would keep it from being taken.
+                retry = attempt > 0 or self.pending is not mine
+                there.write(operation, self.name, f"{self.name}-{number}", token, retry, answer)
 
         if attempt:
             self.world.tell(self.name, f"tries {self.name}-{number} again at {node}")

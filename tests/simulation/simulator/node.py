@@ -489,8 +489,7 @@ class Node:
             return
         if not within(token, self.replica.partitions[number].vector) and self.cluster.without != "builds-on":
             return
-        # Be it tried again or not: there are no deadlines here, so a first attempt may come last.
-        if self.replica.is_unsure(number, operation.id) and self.cluster.without != "unsure":
+        if retry and self.replica.is_unsure(number, operation.id) and self.cluster.without != "unsure":
             return
         ticket = self.cluster.new_ticket()
         try:
