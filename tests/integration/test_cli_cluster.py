@@ -320,15 +320,18 @@ def test_up_tells_what_happens_as_json_lines_and_ends_with_its_terminal(tmp_path
     running = subprocess.Popen(
         [*command, "--http-port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     )
-    told = lines_of(running, 7)
-    assert {(event["event"], event.get("name")) for event in told} == {
-        ("ChildStarted", "broker"), ("ChildReady", "broker"), ("ChildStarted", "spine-1"), ("ChildReady", "spine-1"),
-        ("ChildStarted", "locks"), ("ChildReady", "locks"), ("SpineReady", None),
-    }  # fmt: skip
-    url = next(event["url"] for event in told if event["event"] == "SpineReady")
-    pid = next(event["pid"] for event in told if (event["event"], event.get("name")) == ("ChildReady", "spine-1"))
-    assert Cluster(url).json("status")["nodes"][0]["pid"] == pid
-    assert ended(running, signal.SIGHUP) == (0, b"", b"")
+    try:
+        told = lines_of(running, 7)
+        assert {(event["event"], event.get("name")) for event in told} == {
+            ("ChildStarted", "broker"), ("ChildReady", "broker"), ("ChildStarted", "spine-1"), ("ChildReady", "spine-1"),
+            ("ChildStarted", "locks"), ("ChildReady", "locks"), ("SpineReady", None),
+        }  # fmt: skip
+        url = next(event["url"] for event in told if event["event"] == "SpineReady")
+        pid = next(event["pid"] for event in told if (event["event"], event.get("name")) == ("ChildReady", "spine-1"))
+        assert Cluster(url).json("status")["nodes"][0]["pid"] == pid
+        assert ended(running, signal.SIGHUP) == (0, b"", b"")
+    finally:
+        running.kill()
 
 
 def test_an_import_ends_with_4_when_the_cluster_goes_away_and_names_the_lines(
