@@ -323,8 +323,8 @@ def test_up_tells_what_happens_as_json_lines_and_ends_with_its_terminal(tmp_path
     try:
         told = lines_of(running, 7)
         assert {(event["event"], event.get("name")) for event in told} == {
-            ("ChildStarted", "broker"), ("ChildReady", "broker"), ("ChildStarted", "spine-1"), ("ChildReady", "spine-1"),
-            ("ChildStarted", "locks"), ("ChildReady", "locks"), ("SpineReady", None),
+            ("ChildStarted", "broker"), ("ChildReady", "broker"), ("ChildStarted", "spine-1"),
+            ("ChildReady", "spine-1"), ("ChildStarted", "locks"), ("ChildReady", "locks"), ("SpineReady", None),
         }  # fmt: skip
         url = next(event["url"] for event in told if event["event"] == "SpineReady")
         pid = next(event["pid"] for event in told if (event["event"], event.get("name")) == ("ChildReady", "spine-1"))
