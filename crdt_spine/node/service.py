@@ -19,7 +19,6 @@ import msgspec
 from crdt_spine.core.causality import Vector, join, join_into, version_text, within
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.document import Document, key_of, part
-from crdt_spine.core.fences import outdated
 from crdt_spine.core.levels import Demand, Overrides, stricter
 from crdt_spine.core.messages import (
     Conflicts,
@@ -331,7 +330,8 @@ class Service:
             operation, wanted = msgspec.structs.replace(operation, acks=1), None
         if wanted and not within(wanted, partition.vector):
             return False
-        strong = not isinstance(operation, EditDocument) and operation.strong
+        # A fence is checked by a majority, also where its writer did not say that the write is strong.
+        strong = not isinstance(operation, EditDocument) and (operation.strong or operation.fence is not None)
         if request.retry and not strong and self.replica.is_unsure(number, operation.id):
             return False
         overload = self._overload()
@@ -364,13 +364,6 @@ class Service:
             self._do_strongly(
                 Ask(ticket, number, operation, agent, operation_id, request.retry, _seen(operation, wanted))
             )
-            return True
-        fence = None if isinstance(operation, EditDocument) else operation.fence
-        known = fence is not None and self.replica.operations.get(operation_id)
-        if fence is not None and not known and not self.replica.keep_fence(fence):
-            self.counts["fences_refused"] += 1
-            self._answer(inbox, Result(i=operation.i, error="FenceRejected", outcome="not applied",
-                                       message=outdated(fence, self.replica.fences.newest(fence.lock))))  # fmt: skip
             return True
         ticket = Ticket(inbox, operation, number, demand)
         try:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from crdt_spine import FenceRejected, InvalidInput, LockTimeout, Spine
+from crdt_spine import FenceRejected, InvalidInput, Lease, LockTimeout, Spine
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent
 from crdt_spine.config import NodeConfig, new_cluster
 from crdt_spine.core.fences import Fence, epoch_of, token_of
@@ -273,18 +273,23 @@ async def test_the_line_outlives_the_instances_of_the_service(one: RunningCluste
         await all_in_order(tasks, lease.token)
 
 
+async def renewed(lease: Lease) -> None:
+    """Renew a lease, as soon as that is answered again."""
+    async with asyncio.timeout(40):
+        while True:
+            try:
+                await lease.renew()
+                return
+            except ConnectionFailed:
+                await asyncio.sleep(0.1)
+
+
 async def test_a_lease_and_the_line_outlive_the_broker(one: RunningCluster) -> None:
     async with one.spine("a") as a, one.spine("b") as b:
         async with a.lock("broker", ttl=60) as lease:
             tasks = await line_up(b, "broker", 4)
             one.kill_broker()
-            async with asyncio.timeout(40):
-                while True:
-                    try:
-                        await lease.renew()
-                        break
-                    except ConnectionFailed:
-                        await asyncio.sleep(0.1)
+            await renewed(lease)
             assert not lease.lost.is_set()
         await all_in_order(tasks, lease.token, 40)
 
@@ -412,13 +417,7 @@ async def test_three_brokers_keep_leases_and_one_of_them_may_die(tmp_path: Path)
                 async with spine.lock("x", ttl=30) as lease:
                     tasks = await line_up(spine, "x", 3)
                     await brokers.kill(int(info.cluster.leader[1:]))
-                    async with asyncio.timeout(40):
-                        while True:
-                            try:
-                                await lease.renew()
-                                break
-                            except ConnectionFailed:
-                                await asyncio.sleep(0.1)
+                    await renewed(lease)
                 await all_in_order(tasks, lease.token, 60)
         finally:
             await asyncio.gather(*(process.stop(2) for process in started))
