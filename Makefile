@@ -18,6 +18,7 @@ help:
 	@echo "make locks SEED=7 NODES=3   fifty contenders for one lock, killed and paused, as is the lock service"
 	@echo "make chaos SEED=7 SECONDS=150 FAULTS=kill,stop NODES=3   real processes under real faults; all of it may be left out"
 	@echo "make histories COUNT=200 OPERATIONS=1000 SEED=7 LEVEL=strong FOLDER=build/histories   recorded under faults, and checked"
+	@echo "make histories BROKEN=reads   without a rule of strong operations, until the checker has noticed; which: tests/histories/run.py --help"
 	@echo "make bench  the benchmarks, beside JetStream KV in the same run"
 	@echo "make clean  remove the environment and everything built"
 
@@ -59,7 +60,7 @@ chaos: $(STAMP)
 histories: $(STAMP)
 	$(BIN)/python tests/histories/run.py $(if $(COUNT),--count $(COUNT)) $(if $(OPERATIONS),--operations $(OPERATIONS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(LEVEL),--level $(LEVEL)) $(if $(FAULTS),--faults $(FAULTS)) \
-		$(if $(FOLDER),--folder "$(FOLDER)")
+		$(if $(FOLDER),--folder "$(FOLDER)") $(if $(BROKEN),--without $(BROKEN))
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

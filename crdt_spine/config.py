@@ -93,12 +93,13 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocksConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease of a lock whose holder names none, the longest that one may name, and how many brokers keep who belongs
-    to the cluster (`spine locks --replicas`: leases)."""
+    """The lease of a lock whose holder names none, the longest that one may name, and how many brokers keep leases and
+    who belongs to the cluster. `replicas` None: leases three of a cluster of brokers, else one; who belongs to it one.
+    """
 
     ttl_seconds: float = LEASE_SECONDS
     ttl_seconds_max: float = LEASE_SECONDS_ALLOWED
-    replicas: int = 1
+    replicas: int | None = None
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +136,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
             kept = field.name in ("implied", "replication", "consistency")
             if getattr(self, field.name) == field.default and not kept:
                 del document[field.name]
+        if self.locks.replicas is None and "locks" in document:
+            del document["locks"]["replicas"]
         for node in document["nodes"]:
             if node["zone"] is None:
                 del node["zone"]
@@ -348,7 +351,7 @@ def _locks(cluster: Section) -> LocksConfig:
     most = section.number("ttl_seconds_max", 1, LEASE_SECONDS_MAX, implied)
     if section.sound("ttl_seconds", "ttl_seconds_max") and most < ttl:
         section.problem("ttl_seconds_max", f"must not be less than ttl_seconds, {ttl:g}")
-    return LocksConfig(ttl_seconds=ttl, ttl_seconds_max=most, replicas=replicas)
+    return LocksConfig(ttl_seconds=ttl, ttl_seconds_max=most, replicas=replicas if section.given("replicas") else None)
 
 
 def _telemetry(cluster: Section) -> TelemetryConfig:

@@ -271,6 +271,11 @@ class Health:
         """Is it to be gone to, with reads or with writes?"""
         return node not in self.trouble and not (reads and node in self.doubted)
 
+    def gone(self, node: str, since: float) -> bool:
+        """Has the broker said since then that nobody listens there?"""
+        trouble = self.trouble.get(node)
+        return trouble is not None and trouble.why == "gone" and trouble.since >= since
+
     def cost(self, node: str, kind: int = READ) -> float:
         """How long it may take there, seconds; 0 where nothing is known."""
         tracks = self._tracks.get(node)

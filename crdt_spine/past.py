@@ -1,7 +1,8 @@
 """What was: a memory's earlier versions, and the values that were lost to concurrent writes.
 
-Both are kept by each replica for itself, of what it saw (core/conflicts.py, storage/history.py). So all replicas that
-can be reached are asked and their answers united: the same version, or the same lost write, counts once.
+Both are kept by each replica for itself, of what it saw (core/conflicts.py, storage/history.py). So all replicas are
+asked and their answers united: the same version, or the same lost write, counts once. That a replica was slow before is
+no reason to go without it, for it may be the only one that has a receipt: who answers within PAST_SECONDS_MAX counts.
 """
 
 from __future__ import annotations
@@ -109,13 +110,14 @@ async def _receipts(session: Session, node: str, id: str | None, limit: int) -> 
 async def _everywhere(
     session: Session, nodes: Callable[[], Collection[str]], ask: Callable[[str], Awaitable[T]]
 ) -> dict[str, T]:  # fmt: skip
-    """The answer of every node that `nodes` names, while that may change; one that fails, or is known not to answer, is
-    not waited for once another one has. Raises what the last one raised where none answers."""
+    """The answer of every node that `nodes` names, while that may change; one at which nobody listens is not waited for
+    once another one has answered. Raises what the last one raised where none answers."""
     tasks: dict[asyncio.Future[T], str] = {}
     answers: dict[str, T] = {}
     error: SpineError | None = None
     pending: set[asyncio.Future[T]] = set()
-    deadline = asyncio.get_running_loop().time() + session.timeout
+    began = asyncio.get_running_loop().time()
+    deadline = began + session.timeout
     try:
         while True:
             for node in nodes():
@@ -137,7 +139,7 @@ async def _everywhere(
                 await session.renewed()
                 tasks = {task: node for task, node in tasks.items() if not task.done()}
             present = nodes()
-            if answers and all(session.routing.avoided(tasks[t]) or tasks[t] not in present for t in pending):
+            if answers and all(session.health.gone(tasks[t], began) or tasks[t] not in present for t in pending):
                 break
     finally:
         for task in pending:

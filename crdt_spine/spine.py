@@ -4,8 +4,8 @@
         memory = await spine.store("the build is red", tags=["ci"])
         page = await spine.query(tags=["ci"])
 
-The way of a write from here: session.py → (transport) → node/service.py → core/replica.py → node/committer.py →
-node/replication.py → the other replicas, and back.
+The way of a write from here: session.py → (transport) → node/service.py → node/coordinator.py → core/replica.py →
+node/committer.py → node/replication.py → the other replicas, and back.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ async def broker(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """`await eventually(condition, seconds=10, what="…")`: returns once `condition()` is true, fails when it stays
+    """`await eventually(condition, seconds=30, what="…")`: returns once `condition()` is true, fails when it stays
     false."""
 
-    async def wait(condition: Callable[[], object], seconds: float = 10.0, what: str = "the condition") -> None:
+    async def wait(condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition") -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
@@ -145,7 +145,14 @@ class RunningCluster:
         """Start nodes that were killed, and wait until they serve."""
         for id in ids:
             self.supervisor.start_node(id)
-        while any(node.state != "ready" for node in self.supervisor.nodes if node.id in ids):
+        deadline = time.monotonic() + 60
+
+        def away() -> list[str]:
+            nodes = [node for node in self.supervisor.nodes if node.id in ids]
+            return [f"{node.id} is {node.state}" for node in nodes if node.state != "ready"]
+
+        while missing := away():
+            assert time.monotonic() < deadline, f"not ready within 60 s: {', '.join(missing)}"
             await asyncio.sleep(0.01)
         self.supervisor.set_node_restart(True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from crdt_spine.cli import outcome
+from crdt_spine.cli import fence, outcome
 from crdt_spine.cli.options import Common, connected, inherited
 from crdt_spine.cli.output import emit
 from crdt_spine.cli.values import duration_of
@@ -29,7 +29,7 @@ NAME_VARIABLE: Final = "SPINE_LOCK_NAME"
               help="The cluster's NATS broker.  [default: nats://127.0.0.1:4222]")  # fmt: skip
 @click.option("--cluster", metavar="NAME", help="Which one, where the broker carries several.")
 @click.option("--replicas", type=click.IntRange(1, 5),
-              help="Brokers that keep leases.  [default: 3 of a cluster, else 1]")  # fmt: skip
+              help="Brokers that keep leases.  [default: cluster.yaml's, else 3 of a cluster, else 1]")  # fmt: skip
 @click.option("--name", default="locks", show_default=True, help="What it calls itself in what it prints.")
 def locks(server: str | None, cluster: str | None, replicas: int | None, name: str) -> int:
     """Run an instance of the lock service, until SIGINT or SIGTERM.
@@ -87,9 +87,10 @@ def run_(
 ) -> int:  # fmt: skip
     """Hold the lock NAME while COMMAND runs: `spine lock run deploy -- make deploy`.
 
-    The command finds the lock's name and fencing token in SPINE_LOCK_NAME and SPINE_LOCK_TOKEN. Where the lock is lost
-    meanwhile it gets SIGTERM, 5 s later SIGKILL. Exit code: the command's (128 + n where signal n ended it); 4 where
-    the lock could not be had, and where it was lost.
+    The command finds the lock's name and fencing token in SPINE_LOCK_NAME and SPINE_LOCK_TOKEN, and in SPINE_FENCE what
+    `spine store`, `update` and `delete` take by themselves: what it writes with them is refused once a later lease was
+    given. Where the lock is lost meanwhile it gets SIGTERM, 5 s later SIGKILL. Exit code: the command's (128 + n where
+    signal n ended it); 4 where the lock could not be had, and where it was lost.
     """
     from crdt_spine.cli.opening import opened, run
 
@@ -102,7 +103,10 @@ def run_(
 
 async def _run(command: tuple[str, ...], lease: Lease) -> int:
     """The command's exit code; UNAVAILABLE where the lease was lost. Raises OSError."""
-    environment = {**os.environ, TOKEN_VARIABLE: str(lease.token), NAME_VARIABLE: lease.name}
+    environment = {
+        **os.environ, TOKEN_VARIABLE: str(lease.token), NAME_VARIABLE: lease.name,
+        fence.VARIABLE: fence.text_of(lease.cluster, lease.fence),
+    }  # fmt: skip
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     loop = asyncio.get_running_loop()
 

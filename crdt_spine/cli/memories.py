@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from crdt_spine.cli.fence import Named, fence_option, under
 from crdt_spine.cli.options import Common, connected
 from crdt_spine.cli.output import emit, in_force, memory_document, printable
 from crdt_spine.cli.values import Place, duration_of, metadata_of
@@ -31,10 +32,11 @@ _metadata_option = click.option(
 @click.option("--thread", help="The conversation that it belongs to.")
 @click.option("--importance", type=float, default=0.5, show_default=True, help="From 0 to 1.")
 @click.option("--ttl", callback=duration_of, metavar="SECONDS", help="For how long: seconds, or 15m, 2h, 7d.")
+@fence_option
 @connected()
 def store(
     common: Common, text: str | None, file: Path | None, id: str | None, tags: tuple[str, ...],
-    metadata: Mapping[str, Any], thread: str | None, importance: float, ttl: float | None,
+    metadata: Mapping[str, Any], thread: str | None, importance: float, ttl: float | None, fence: Named | None,
 ) -> None:  # fmt: skip
     """Store TEXT as a memory and print its id.
 
@@ -51,7 +53,7 @@ def store(
             with spine.levels() as levels:
                 memory = await spine.store(
                     content, id=id, tags=tags, metadata=metadata, thread=thread, importance=importance, ttl=ttl,
-                    consistency=common.consistency,
+                    consistency=common.consistency, **await under(fence, spine),
                 )  # fmt: skip
             return memory, levels
 
@@ -96,11 +98,12 @@ def get(common: Common, id: str) -> None:
 @_metadata_option
 @click.option("--unset", "unset", multiple=True, metavar="KEY", help="Remove this metadata. Repeatable.")
 @click.option("--if-version", metavar="VERSION", help="Only if the memory still has this version.")
+@fence_option
 @connected()
 def update(
     common: Common, id: str, content: str | None, importance: float | None, ttl: float | None, no_ttl: bool,
     add_tags: tuple[str, ...], remove_tags: tuple[str, ...], metadata: Mapping[str, Any], unset: tuple[str, ...],
-    if_version: str | None,
+    if_version: str | None, fence: Named | None,
 ) -> None:  # fmt: skip
     """Change parts of the memory ID; what is not named stays."""
     context = click.get_current_context()
@@ -129,7 +132,9 @@ def update(
     async def main() -> tuple[Memory, list[LevelInForce]]:
         async with opened(common) as spine:
             with spine.levels() as levels:
-                memory = await spine.update(id, if_version=if_version, consistency=common.consistency, **changes)
+                memory = await spine.update(
+                    id, if_version=if_version, consistency=common.consistency, **changes, **await under(fence, spine)
+                )
             return memory, levels
 
     _tell(*run(main()), common)
@@ -137,15 +142,16 @@ def update(
 
 @click.command()
 @click.argument("id")
+@fence_option
 @connected()
-def delete(common: Common, id: str) -> None:
+def delete(common: Common, id: str, fence: Named | None) -> None:
     """Delete the memory ID."""
 
     from crdt_spine.cli.opening import opened, run
 
     async def main() -> bool:
         async with opened(common) as spine:
-            return await spine.delete(id, consistency=common.consistency)
+            return await spine.delete(id, consistency=common.consistency, **await under(fence, spine))
 
     if not run(main()):
         raise NotFound(f"there is no memory {id!r}")

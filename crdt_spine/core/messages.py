@@ -190,7 +190,8 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     count no more, `silent` the nodes that were not heard of lately, for how many seconds (core/retirement.py). `epoch`
     is that of the membership which the node has adopted (core/membership.py).
     `strays` says up to where strays were established in the partitions that have some (core/strays.py). `abstains`: as
-    its clock is wrong, it is nobody's primary (core/strong.py).
+    its clock is wrong, it is nobody's primary (core/strong.py). `stranded`: by partition, the fingerprint of what a
+    sync brought of actors that have ended (core/stranded.py).
     """
 
     node: str
@@ -208,6 +209,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     epoch: Whole = 0
     strays: Vectors = {}
     abstains: bool = False
+    stranded: dict[int, Whole] = {}
 
 
 class Claim(_Message, frozen=True, kw_only=True, tag_field="type", tag="claim/1"):
@@ -710,7 +712,8 @@ class FeedBatch(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed
 
 class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"):
     """A node introduces its cluster to whoever asks on the discovery subject. `replicas` has, by partition, the nodes
-    that answer for it at `epoch`; empty: where the ring puts them. `now`: its wall clock, milliseconds."""
+    that answer for it at `epoch`; empty: where the ring puts them. `now`: its wall clock, milliseconds.
+    `lock_replicas`: brokers that are to keep leases; 0: as many as there may be."""
 
     cluster: str
     region: str
@@ -730,6 +733,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     overrides: list[tuple[tuple[str, ...], Level]] = []
     lock_ttl_seconds: float = limits.LEASE_SECONDS
     lock_ttl_seconds_max: float = limits.LEASE_SECONDS_ALLOWED
+    lock_replicas: Whole = 0
 
 
 _encoder = msgspec.json.Encoder()

@@ -38,6 +38,7 @@ from crdt_spine.core.partition import Historian, Partition, Records, Reporter, l
 from crdt_spine.core.quorum import Quorum, Waiting, awaited
 from crdt_spine.core.record import Record, completes
 from crdt_spine.core.retirement import Retirement, disk_node
+from crdt_spine.core.stranded import fingerprint
 from crdt_spine.core.strays import OwnStrays
 from crdt_spine.core.terms import Promises
 from crdt_spine.core.whole import operations_of
@@ -46,6 +47,7 @@ from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
     CLOCK_DRIFT_MILLISECONDS_MAX,
     OPERATION_SECONDS_MAX,
+    SYNC_PAGE_RECORDS_MAX,
     WAITING_CHANGES_MAX,
 )
 
@@ -125,6 +127,7 @@ class Replica:
         self.fences = Fences()
         self.promises = Promises()  # to the primaries of strong operations (core/terms.py)
         self.operations = Operations()
+        self.stranded: dict[int, int] = {}  # partition -> fingerprint (core/stranded.py)
         self.actors: dict[str, str] = {}  # other nodes' names of now
         self.epoch = 0  # of the membership
         self.dead: frozenset[str] = frozenset()  # the nodes that were given up
@@ -188,6 +191,7 @@ class Replica:
             lost += self.quorums.pop(number).waiting
             self.promises.forget(number)
             del self.partitions[number], self.durable[number]
+            self.stranded.pop(number, None)
         self.operations.keep(peers)
         for number in peers.keys() - self.partitions.keys():
             self.partitions[number] = Partition(number, self.records, self.clock)
@@ -284,7 +288,7 @@ class Replica:
         record, vector, quorum = self.records.get(id), self.partitions[number].vector, self.quorums[number]
         if record is None or within(record.version, vector):
             return False
-        others = [one for one in self.peers[number] if one not in self.dead and not self.retirement.is_away(one)]
+        others = self._living_peers(number)
         unheard = any(self._announced.get(one, -1) < self.epoch for one in others)
         return any(
             vector.get(actor, 0) < n
@@ -433,9 +437,24 @@ class Replica:
             done += self.quorums[number].reached(announcement.node, vector)
             if partition.waiting:
                 partition.forget_waiting_of(self._former_actors(announcement, partition))
-            if not partition.hear(announcement.node, vector) and within(partition.forgotten, vector):
+            heard = partition.hear(announcement.node, vector)
+            if (not heard or self.lacks_stranded(number, announcement)) and within(partition.forgotten, vector):
                 behind.append(number)
         return done, behind
+
+    def look_for_stranded(self, number: int) -> None:
+        """See which changes of a partition are stranded here (core/stranded.py): the next announcement is to tell."""
+        vector, after, found = self.partitions[number].vector, None, 0
+        while page := self.records.changed(number, vector, after, SYNC_PAGE_RECORDS_MAX):
+            found += fingerprint(page, vector, lambda actor: self.why_ended(actor) != "")
+            after = page[-1].id
+        self.stranded.pop(number, None)
+        if found:
+            self.stranded[number] = found
+
+    def lacks_stranded(self, number: int, announcement: Announcement) -> bool:
+        """Are other changes of a partition stranded at a peer than here?"""
+        return announcement.stranded.get(number, 0) not in (0, self.stranded.get(number, 0))
 
     # -- replicas that were away for too long -----------------------------------------------------------------------
 
@@ -641,13 +660,13 @@ class Replica:
         still: so all that count must have said that they have it not, since that node can't have sent anything more.
         `said` gives what they said since then. Of other regions' actors nothing is known here."""
         partition, peers = self.partitions[number], self.peers[number]
-        counting = {node for node in self.counting_peers(number) if not self.retirement.is_away(node)}
+        counting = set(self._living_peers(number)) - self.quorums[number].muted
         for actor, n in wanted.items():
             if partition.vector.get(actor, 0) >= n or actor in partition.waiting:
                 continue
             if actor == self.actor:
                 return actor, f"node {self.node} has lost it: its disk is an older one"
-            why = self._ended(actor)
+            why = self.why_ended(actor)
             if why:
                 vectors = {node: held.get(number, {}) for node, held in said(actor).items() if node in peers}
                 if counting <= vectors.keys() and all(vector.get(actor, 0) < n for vector in vectors.values()):
@@ -657,11 +676,15 @@ class Replica:
     def may_be_unreachable(self, number: int, wanted: Mapping[str, int]) -> bool:
         """Is there in a token what is not here, of an actor that makes no changes any more?"""
         missing = [actor for actor, n in wanted.items() if self.partitions[number].vector.get(actor, 0) < n]
-        return any(actor == self.actor or self._ended(actor) for actor in missing)
+        return any(actor == self.actor or self.why_ended(actor) for actor in missing)
 
     # -- within -----------------------------------------------------------------------------------------------------
 
-    def _ended(self, actor: str) -> str:
+    def _living_peers(self, number: int) -> list[str]:
+        """The other replicas of a partition that were neither given up nor retired."""
+        return [node for node in self.peers[number] if node not in self.dead and not self.retirement.is_away(node)]
+
+    def why_ended(self, actor: str) -> str:
         """Why an actor of this region makes no changes any more; empty: it does, or that is not known."""
         region, node = node_of(actor)
         if region != node_of(self.actor)[0]:
@@ -670,6 +693,8 @@ class Replica:
             return f"node {node} goes on as {self.actor}, without it" if actor != self.actor else ""
         if self.retirement.is_away(node):
             return f"node {node} was away for too long and is retired"
+        if node in self.dead:
+            return f"node {node} was given up as dead"
         others = self.members if self.members is not None else {peer for peers in self.peers.values() for peer in peers}
         if node not in others:
             return f"no node of the cluster is called {node!r}"

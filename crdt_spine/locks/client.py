@@ -36,6 +36,7 @@ from crdt_spine.core.messages import Unreadable, encode
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.errors import ConnectionFailed, InvalidInput, LeaseLost, LockTimeout
 from crdt_spine.limits import CONNECT_SECONDS_MAX
+from crdt_spine.locks.direct import DirectWay
 from crdt_spine.transport.base import Disconnected, Message, NobodyListens, Subscription, Transport
 
 log = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ class LockClient:
         self.agent = agent
         self._transport = transport
         self._subject = Subjects(cluster).lock
+        self._direct = DirectWay(transport, cluster)
         self._offers: dict[str, asyncio.Future[Offer]] = {}  # of those in line, by nonce
         self._wanted: set[str] = set()  # nonces of attempts and leases that are not over
         self._inbox = f"_INBOX.spinelock.{secrets.token_hex(6)}"
@@ -206,7 +208,8 @@ class LockClient:
     async def _acquired(
         self, name: str, nonce: str, ttl: float, wait: float | None, begun: float, offer: asyncio.Future[Offer]
     ) -> Lease:
-        first, holder, heard_at = True, "", 0.0
+        # `fresh`: what is granted in answer to the first question was given just now.
+        first, fresh, holder, heard_at = True, True, "", 0.0
         problem: ConnectionFailed | None = None
         while True:
             asked = monotonic()
@@ -221,6 +224,10 @@ class LockClient:
                 lock=name, nonce=nonce, agent=self.agent, ttl=ttl, inbox=self._inbox,
                 wait=None if left is None else max(left, 0.0),
             )  # fmt: skip
+            if first and self._direct.is_open:
+                if (given := await self._direct.acquire(request)) is not None:
+                    return Lease(self, name, nonce, ttl, given, asked + counted(ttl))
+                fresh = False
             patience = ANSWER_SECONDS_MAX if left is None else max(0.2, min(ANSWER_SECONDS_MAX, left))
             pause = ASK_AGAIN_SECONDS
             try:
@@ -232,7 +239,7 @@ class LockClient:
                 problem, answer = error, LockAnswer(state="again")
             else:
                 heard_at = monotonic()
-            if answer.state == "granted" and first:
+            if answer.state == "granted" and first and fresh:
                 return Lease(self, name, nonce, ttl, answer, asked + counted(ttl))
             if answer.state == "granted" and (lease := await self._confirmed(name, nonce, ttl, answer)) is not None:
                 return lease
@@ -247,8 +254,8 @@ class LockClient:
                 pause = min(pause, max(0.0, wait - (monotonic() - begun)))
             with contextlib.suppress(TimeoutError):
                 heard = await asyncio.wait_for(asyncio.shield(offer), pause)
-                given = LockAnswer(state="granted", token=heard.token, sequence=heard.sequence)
-                if (lease := await self._confirmed(name, nonce, ttl, given)) is not None:
+                offered = LockAnswer(state="granted", token=heard.token, sequence=heard.sequence)
+                if (lease := await self._confirmed(name, nonce, ttl, offered)) is not None:
                     return lease
                 offer = self._offers[nonce] = asyncio.get_running_loop().create_future()
 
@@ -271,6 +278,9 @@ class LockClient:
     async def release(self, release: Release) -> None:
         """Say that it is not wanted any more, as far as somebody hears it in time."""
         self._wanted.discard(release.nonce)
+        if self._direct.is_open and await self._direct.release(release):
+            self._transport.send(self._subject, encode(release))  # the next in line gets it
+            return
         ends = monotonic() + RELEASE_SECONDS_MAX
         while (left := ends - monotonic()) > 0:
             try:
@@ -292,9 +302,12 @@ class LockClient:
     async def ask(self, request: LockRequest, seconds: float) -> LockAnswer:
         """Raises ConnectionFailed where no answer came; the request may have been done."""
         try:
-            return _decode(await self._request(request, seconds))
+            answer = _decode(await self._request(request, seconds))
         except Unreadable as error:
             raise ConnectionFailed(f"the lock service answers what is no answer: {error}") from error
+        if answer.state == "granted":
+            self._direct.learn(answer.token)
+        return answer
 
     async def _request(self, request: LockRequest, seconds: float) -> bytes:
         address = getattr(self._transport, "url", "this address")

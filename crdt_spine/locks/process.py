@@ -24,10 +24,18 @@ NODE_SECONDS_MAX: Final = 1.0  # to be told who belongs to the cluster now
 
 def run_locks(server: str | None, cluster: str | None, replicas: int | None, name: str = "locks") -> int:
     """Run an instance until SIGINT or SIGTERM; its exit code. Prints `ready NAME` on stdout once it serves. `cluster`
-    names it where the broker carries several; `replicas`: brokers that keep leases, None for three where they can."""
+    names it where the broker carries several; `replicas`: brokers that keep leases, None for what the cluster says, and
+    three where it says nothing and they can."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        return asyncio.run(_serve(server or SERVER, cluster, replicas, name))
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    try:
+        with runner:
+            return runner.run(_serve(server or SERVER, cluster, replicas, name))
     except (ConfigError, ConnectionFailed) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 4 if isinstance(error, ConnectionFailed) else 1
@@ -39,7 +47,8 @@ async def _serve(server: str, cluster: str | None, replicas: int | None, name: s
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
-    transport = await NatsTransport.connect(server, f"spine {name}", BROKER_SECONDS_MAX)
+    # Who holds or wants a lock waits for the answer to every single message; there is nothing to be had by batches.
+    transport = await NatsTransport.connect(server, f"spine {name}", BROKER_SECONDS_MAX, pace_seconds_max=0)
     closed = asyncio.create_task(transport.closed.wait())
     service: LockService | None = None
     starting: asyncio.Task[LockService] | None = None
@@ -69,7 +78,8 @@ async def _serve(server: str, cluster: str | None, replicas: int | None, name: s
 
 async def _started(transport: NatsTransport, cluster: str | None, replicas: int | None) -> LockService:
     """Raises ConfigError, ConnectionFailed."""
-    name = (await discover(transport, cluster, NODES_SECONDS_MAX)).cluster
+    hello = await discover(transport, cluster, NODES_SECONDS_MAX)
+    name, replicas = hello.cluster, replicas or hello.lock_replicas or None
 
     async def nodes() -> frozenset[str]:
         return frozenset(node.id for node in (await discover(transport, name, NODE_SECONDS_MAX)).nodes)

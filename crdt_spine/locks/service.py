@@ -1,8 +1,9 @@
 """An instance of the lock service: requests in, the rules of core/locks.py run against the stream, answers out.
 
 It has no state that matters: several instances share the requests (a NATS queue group), and any may die at any moment.
-What it remembers is when to look again whether a lock that somebody waits for has become free; agents in line ask again
-from time to time, so another instance comes to know of it.
+What it remembers is when to look again whether a lock that somebody waits for has become free. An instance hears of
+those that another one puts in line, as what it publishes for them passes by; and agents in line ask again from time to
+time. So a release of a lock that nobody is known to wait for needs no look at the line.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from crdt_spine.core.lock_messages import (
 )
 from crdt_spine.core.messages import Unreadable, encode
 from crdt_spine.core.subjects import Subjects
-from crdt_spine.limits import LOCK_REQUESTS_MAX, LOCKS_LISTED_MAX
+from crdt_spine.limits import LOCK_MESSAGES_MAX, LOCK_REQUESTS_MAX, LOCKS_LISTED_MAX
 from crdt_spine.locks.epochs import Epochs
 from crdt_spine.transport.base import (
     Disconnected,
@@ -48,8 +49,10 @@ TICK_SECONDS: Final = 0.25
 STILL_SECONDS: Final = 1.0  # an instance that does not come to run for so long may have been paused
 DISTRUST_SECONDS: Final = 1.0  # after that: who asked then has long asked another one, and may not want it any more
 QUEUE: Final = "locks"
+LINES: Final = "*.wait.*"  # the lines of all locks
 LOOK_SECONDS_MAX: Final = 1.0  # between two looks at a lock that somebody waits for
 OFFER_ANSWER_SECONDS_MAX: Final = 1.0
+UNSURE_SECONDS: Final = 4.0  # after its start, or the broker was away: who waits has asked again by then
 RECONNECT_SECONDS: Final = 3.0  # after the broker was away, who is not heard may be connecting again
 
 _decode = msgspec.json.Decoder(LockRequest).decode
@@ -69,7 +72,8 @@ class LockService:
         self._leases = leases
         self._epochs = Epochs(transport, self._subjects, leases, nodes)
         self._opening: asyncio.Task[None] | None = None
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
+        self._started_at = float("-inf")
         self._looks: dict[str, asyncio.TimerHandle] = {}  # lock -> when to look whether it is free
         self._serving: dict[str, bool] = {}  # being served; True: something has happened since
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -84,12 +88,16 @@ class LockService:
         if not lazily:
             self.epoch = await self._epochs.open()
         self._watching = self._loop.create_task(self._watch())
-        self._subscription = await self._transport.subscribe(self._subjects.lock, self._take, QUEUE)
+        self._started_at = self._loop.time()
+        self._subscriptions = [
+            await self._leases.hear(LINES, self._hear),
+            await self._transport.subscribe(self._subjects.lock, self._take, QUEUE),
+        ]
 
     async def stop(self) -> None:
         """Answer no more. Leases stay as they are."""
-        if self._subscription is not None:
-            await self._subscription.cancel()
+        for subscription in self._subscriptions:
+            await subscription.cancel()
         for timer in self._looks.values():
             timer.cancel()
         tasks = [*self._tasks, *(task for task in (self._opening, self._watching) if task is not None)]
@@ -126,7 +134,9 @@ class LockService:
                 return
             if not self.epoch:
                 await asyncio.wait((self._open_anew(),))
-            if isinstance(request, ListLocks):
+            if isinstance(request, Release) and not message.reply:  # its holder has released it (locks/direct.py)
+                answer = LockAnswer(state="released")
+            elif isinstance(request, ListLocks):
                 answer = await self._list()
             else:
                 answer = await self._drive(_rule(request, self.epoch))
@@ -137,7 +147,7 @@ class LockService:
             answer = LockAnswer(state="again", message=str(error))
         self._reply(message, answer)
         waits = isinstance(request, Acquire) and isinstance(answer, LockAnswer) and answer.state == "waiting"
-        if isinstance(request, Release) or (waits and isinstance(request, Acquire)):
+        if (isinstance(request, Release) and self._may_wait(request)) or (waits and isinstance(request, Acquire)):
             await self._serve(request.lock)
 
     def _reply(self, message: Message, answer: LockAnswer | LockList) -> None:
@@ -178,8 +188,25 @@ class LockService:
         if (timer := self._looks.pop(lock, None)) is not None:
             timer.cancel()
         if again is not None:
-            seconds = min(again, LOOK_SECONDS_MAX)
-            self._looks[lock] = self._loop.call_later(seconds, lambda: self._run(self._look(lock)))
+            self._look_in(min(again, LOOK_SECONDS_MAX), lock)
+
+    def _may_wait(self, release: Release) -> bool:
+        """May somebody wait for this lock?"""
+        since = max(self._started_at, getattr(self._transport, "connected_at", 0.0))
+        known = release.lock in self._looks or release.lock in self._serving
+        return known or not release.sequence or self._loop.time() - since < UNSURE_SECONDS
+
+    def _hear(self, path: str) -> None:
+        """Another instance puts somebody in line."""
+        try:
+            lock = locks.lock_of(path.partition(".")[0])
+        except ValueError:  # somebody else publishes there
+            return
+        if lock not in self._looks and lock not in self._serving and len(self._looks) < LOCK_MESSAGES_MAX:
+            self._look_in(LOOK_SECONDS_MAX, lock)
+
+    def _look_in(self, seconds: float, lock: str) -> None:
+        self._looks[lock] = self._loop.call_later(seconds, lambda: self._run(self._look(lock)))
 
     async def _look(self, lock: str) -> None:
         self._looks.pop(lock, None)

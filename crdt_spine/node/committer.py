@@ -12,10 +12,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.node.worker import Worker
 from crdt_spine.storage.engine import Engine, StorageFull
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Committer:
         self.full = False
         self.seconds = 0.0  # that a turn takes to be durable, smoothed
         self.rows: deque[tuple[int, int]] = deque()  # (sequence, operations in it), for pruning
-        self._thread = ThreadPoolExecutor(1, "journal")
+        self._thread = Worker("journal")
         self._wake = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None  # when what nobody waits for is to be committed
         self._barriers: list[asyncio.Future[bool]] = []  # for the next turn
@@ -131,11 +131,10 @@ class Committer:
             before, now = now, self.replica.pending
 
     async def _write(self, turn: Turn) -> None:
-        loop = asyncio.get_running_loop()
         for row in _rows(turn.journal):
             while True:
                 try:
-                    sequence = await loop.run_in_executor(self._thread, self.engine.append, row)
+                    sequence = await self._thread.do(self.engine.append, row)
                     break
                 except StorageFull as error:
                     if not self.full:
@@ -150,7 +149,7 @@ class Committer:
             self.rows.append((sequence, row.count(b'"operation"')))
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True)
+        self._thread.close()
 
 
 def _release(barriers: list[asyncio.Future[bool]], durable: bool) -> None:

@@ -24,6 +24,7 @@ from crdt_spine.core.messages import (
     FeedCredit,
     FeedOpen,
     FeedUpdate,
+    Unreadable,
     Vectors,
     encode,
 )
@@ -34,7 +35,7 @@ from crdt_spine.limits import BATCH_BYTES_TARGET, FEEDS_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.view import encoded
 from crdt_spine.storage.records import RecordStore
-from crdt_spine.transport.base import Transport
+from crdt_spine.transport.base import Message, Transport
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ Kind = Literal["stored", "updated", "deleted"]
 HEARTBEAT_SECONDS = 1.0  # a subscriber that hears nothing for three of them goes elsewhere
 SILENT_SECONDS_MAX = 15.0  # a feed whose subscriber says nothing for that long is closed
 PAGE_RECORDS = 128
+
+_decode: Callable[[bytes], FeedCommand] = msgspec.json.Decoder(FeedOpen | FeedCredit | FeedClose).decode
 
 _FULL = "the disk of this node is full"
 
@@ -95,10 +98,23 @@ class Feeds:
         self.transport = transport
         self.now = now
         self.readable: frozenset[int] | None = None  # what agents may read here; None: all that is held
+        self.refused = 0  # commands that could not be read
         self.feeds: dict[str, Feed] = {}
         self._index: defaultdict[tuple[str, str], dict[str, Feed]] = defaultdict(dict)
 
     # -- the subscriber's commands ----------------------------------------------------------------------------------
+
+    def take(self, message: Message, closed: str = "") -> None:
+        """A command. Garbage is counted and otherwise ignored; nothing is opened while the node is `closed`."""
+        try:
+            command = _decode(message.payload)
+        except Unreadable:
+            self.refused += 1
+            return
+        if closed and isinstance(command, FeedOpen):
+            self.refuse(command.inbox, command.feed, closed)
+        else:
+            self.command(command, message.reply)
 
     def command(self, command: FeedCommand, reply: str = "") -> None:
         """Open, feed or close a feed. Who feeds one that is not here any more is told so at `reply`."""

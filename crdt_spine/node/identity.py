@@ -183,7 +183,7 @@ class Identity:
             left += [number for number, done in zip(some, compared, strict=True) if not done]
             left = deque(number for number in left if number in self.to_compare)  # others may have been dropped
             now = time.monotonic()
-            if left and now - max(started, replication.paged) >= COMPARE_SECONDS_MAX:
+            if left and now - max(started, replication.pulling.paged) >= COMPARE_SECONDS_MAX:
                 log.warning(
                     "no peer could be compared with for %g s: %s goes on with %d partitions as its disk has them; what "
                     "was deleted and forgotten elsewhere since then may come back",
@@ -202,8 +202,8 @@ class Identity:
         replication.usurped.clear()  # whoever said so meanwhile spoke of the disk as it was
 
     async def _compare_one(self, number: int) -> bool:
-        sources = self.replication.sources(number) if number in self.replica.partitions else ()
-        return bool(sources) and await self.replication.compare(number, random.choice(sources))
+        sources = self.replication.pulling.sources(number) if number in self.replica.partitions else ()
+        return bool(sources) and await self.replication.pulling.compare(number, random.choice(sources))
 
 
 def _incarnation() -> str:

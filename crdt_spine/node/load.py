@@ -1,8 +1,9 @@
-"""How much agents ask of a node: operations on memories, by partition, as a rate of the last seconds."""
+"""How much agents ask of a node: totals, and operations on memories by partition, as a rate of the last seconds."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 RATE_SECONDS = 1.0  # between two looks
@@ -10,13 +11,21 @@ SMOOTHING_SECONDS = 5.0  # over about how long a rate is a mean
 
 
 class Load:
-    """`counts` has, by partition, how many operations there were; whoever serves one adds it there."""
+    """`counts` has, by partition, how many operations there were. Whoever serves one adds it there and to a total."""
 
     def __init__(self, partitions: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts = [0] * partitions
         self.rates = [0.0] * partitions  # operations a second
+        self.reads = 0
+        self.waiting = 0  # operations taken and not yet answered
+        self.totals: Counter[str] = Counter()  # writes, queries, and what went wrong, as the node's report shows them
         self._clock = clock
         self._looked, self._before = clock(), [0] * partitions
+
+    @property
+    def operations(self) -> int:
+        """How much agents have asked so far."""
+        return self.reads + self.totals["writes"]
 
     def look(self) -> None:
         """To be called now and then, at least as often as every few seconds."""

@@ -26,7 +26,7 @@ class Metrics:
         replication, sizes, rates = self.replication, self.engine.sizes(), self.load.rates
         seconds = replication.lag.seconds()
         changes = replication.lag.changes(
-            {node: replication.peers[node].announcement.vectors for node in replication.alive()}
+            {node: replication.peers[node].announcement.vectors for node in replication.peers.alive()}
         )
         partitions = {
             str(number): {
@@ -42,7 +42,7 @@ class Metrics:
             "bytes": sum(partition["bytes"] for partition in partitions.values()),
             "operations_per_second": round(sum(rates[number] for number in self.replica.partitions), 1),
             "taken": {name: replication.counts[f"sync_{name}_taken"] for name in ("records", "bytes")},
-            "repairs": replication.repairs.report(),
-            "repairs_waiting": replication.repairs_waiting,
+            "repairs": replication.pulling.repairs.report(),
+            "repairs_waiting": replication.pulling.waiting,
             "by_partition": partitions,
         }

@@ -25,7 +25,8 @@ from crdt_spine.http.listener import Listener
 from crdt_spine.http.pages import Pages
 from crdt_spine.node.agreement import agree
 from crdt_spine.node.claim import NodeClaim
-from crdt_spine.node.node import Node, check_folder
+from crdt_spine.node.node import Node
+from crdt_spine.node.recovery import check_folder
 from crdt_spine.node.register import KEY, Register, TakenOut, beginning, bucket_of, entered, saved_in
 from crdt_spine.node.reseeding import Retired
 from crdt_spine.node.seats import Removed
@@ -98,6 +99,7 @@ def hello_of(config: ClusterConfig, id: str) -> Hello:
         overrides=[(tuple(override.tags), override.model) for override in config.consistency.overrides],
         lock_ttl_seconds=config.locks.ttl_seconds,
         lock_ttl_seconds_max=config.locks.ttl_seconds_max,
+        lock_replicas=config.locks.replicas or 0,
     )
 
 
@@ -219,7 +221,7 @@ async def _entered(start: _Start, engine: SqliteEngine, transport: NatsTransport
     configuration does not belong to the running cluster, or the broker has no JetStream; ConnectionFailed."""
     extra = engine.checkpoint.extra
     saved, blank = saved_in(extra), "incarnation" not in extra
-    cell = await transport.cell(bucket_of(start.cluster.name), KEY, start.cluster.locks.replicas)
+    cell = await transport.cell(bucket_of(start.cluster.name), KEY, start.cluster.locks.replicas or 1)
     register = Register(cell)
     first = beginning(start.hello, former=saved is None and not blank)
     membership = await entered(register, transport, first, saved, blank, start.me.id)

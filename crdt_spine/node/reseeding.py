@@ -96,7 +96,7 @@ class Reseeding:
         """Wait until each partition can be had from a peer, and every peer that is there has said what it has."""
         told = time.monotonic()
         while True:
-            without = [number for number in self.replica.partitions if not self.replication.sources(number)]
+            without = [number for number in self.replica.partitions if not self.replication.pulling.sources(number)]
             if not without and time.monotonic() - told >= 2 * ANNOUNCE_SECONDS:
                 self.trouble = ""
                 return
@@ -137,7 +137,7 @@ class Reseeding:
 
     def _refused(self) -> Iterator[Record]:
         """The records with a change that no peer has said to have. Those that make changes have their own newest."""
-        alive = self.replication.alive()
+        alive = self.replication.peers.alive()
         makers = dict.fromkeys((self.replica.actors[node] for node in alive if node in self.replica.actors), _FOREVER)
         for number in self.replica.partitions:
             known: dict[str, int] = {}

@@ -29,12 +29,13 @@ from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.replica import Replica
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.committer import Committer
+from crdt_spine.node.coordinator import Coordinator
 from crdt_spine.node.feeds import Feeds
 from crdt_spine.node.flusher import Flusher
 from crdt_spine.node.identity import Identity
 from crdt_spine.node.register import Register
 from crdt_spine.node.replication import Replication
-from crdt_spine.node.service import Service
+from crdt_spine.node.serving import Serving
 from crdt_spine.storage.engine import Checkpoint, PartitionSummary, StorageFull
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.transport.base import Disconnected, Subscription
@@ -111,7 +112,7 @@ class Seats:
 
     def connect(
         self, replica: Replica, store: RecordStore, committer: Committer, flusher: Flusher, identity: Identity,
-        replication: Replication, feeds: Feeds, service: Service, deltas: Deltas,
+        replication: Replication, feeds: Feeds, coordinator: Coordinator, serving: Serving, deltas: Deltas,
         on_done: Callable[[list[Waiting]], None], on_serving: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Meet the parts that have to follow."""
@@ -122,7 +123,8 @@ class Seats:
         self.identity = identity
         self.replication = replication
         self.feeds = feeds
-        self.service = service
+        self.coordinator = coordinator
+        self.serving = serving
         self.deltas = deltas
         self.on_done = on_done
         self.on_serving = on_serving
@@ -240,7 +242,7 @@ class Seats:
     def _close(self, gone: Collection[int]) -> None:
         """Take nothing more of these partitions, neither from agents nor from peers."""
         self.replica.close(gone)
-        self.replication.leave(gone)
+        self.replication.pulling.leave(gone)
         self.feeds.dismiss_from(gone, f"node {self.node} does not hold the partition any more")
         self._compared = self.identity.to_compare & set(gone)
         self._serve(without=gone)
@@ -292,7 +294,7 @@ class Seats:
 
     def _told(self, done: list[Waiting], lost: list[Waiting]) -> None:
         self.on_done(done)
-        self.service.lost(lost)
+        self.coordinator.lost(lost)
 
     def _noted(self, checkpoint: Checkpoint) -> Checkpoint:
         """A checkpoint of the tables as they are, with this membership."""
@@ -331,7 +333,7 @@ class Seats:
             self.hello, nodes=nodes, epoch=membership.epoch, replicas=membership.replicas()
         )
         self.layout = Layout(self.hello)
-        self.service.epoch = membership.epoch
+        self.serving.epoch = membership.epoch
         self.replication.epoch = self.epoch
         if self._compared and not self.identity.to_compare:
             self.on_serving("")  # what was left to compare is not held any more
@@ -339,9 +341,9 @@ class Seats:
 
     def _serve(self, without: Collection[int] = ()) -> None:
         """What agents may read and write here: by the old membership and by the new one."""
-        self.service.readable = frozenset(number for number in self._at(("member", "leaving")) if number not in without)
-        self.service.writable = frozenset(number for number in self._at(("member",)) if number not in without)
-        self.feeds.readable = self.service.readable
+        self.serving.readable = frozenset(number for number in self._at(("member", "leaving")) if number not in without)
+        self.serving.writable = frozenset(number for number in self._at(("member",)) if number not in without)
+        self.feeds.readable = self.serving.readable
 
     def _at(self, stages: Collection[str]) -> list[int]:
         return [

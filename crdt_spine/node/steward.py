@@ -72,7 +72,7 @@ class Steward:
     def _drives(self) -> bool:
         """Is this the smallest of the members that serve? One that compares its disk first may do so for long."""
         replication = self.replication
-        serving = {node for node in replication.alive() if replication.peers[node].announcement.state in _SERVING}
+        serving = {node for node in replication.peers.alive() if replication.peers[node].announcement.state in _SERVING}
         members = self.seats.membership.members.keys()
         return replication.state in _SERVING and self.seats.node == min(serving & members | {self.seats.node})
 
@@ -169,7 +169,7 @@ class Steward:
 
     def _check_down(self, membership: Membership, wanted: dict[str, Any]) -> None:
         """Raises InvalidInput: who is said to be dead is up, or who has to hand over what it has is down."""
-        goes, dead, up = wanted.get("goes", ""), wanted.get("dead"), self.replication.alive() | {self.seats.node}
+        goes, dead, up = wanted.get("goes", ""), wanted.get("dead"), self.replication.peers.alive() | {self.seats.node}
         if wanted["kind"] == "cancel" and not goes and membership.change is not None:
             goes = membership.change.newcomer or ""
         if goes not in membership.members or goes in membership.dead:
@@ -191,9 +191,9 @@ class Steward:
         coordinates = Counter(replicas[0] for replicas in self.seats.layout.replicas.values() if replicas)
         for node, member in report["members"].items():
             member["coordinates"] = coordinates[node]
-        silence = self.replication.silence()
+        silence = self.replication.peers.silence()
         report["not_heard"] = {
             node: round(silence[node], 1) if node in silence else None
-            for node in sorted(members.keys() - self.replication.alive() - {self.seats.node})
+            for node in sorted(members.keys() - self.replication.peers.alive() - {self.seats.node})
         }
         return report

@@ -44,11 +44,11 @@ _decode_rounded = msgspec.json.Decoder(Rounded).decode
 
 
 class StrongOperations:
-    """Does strong operations, and answers those who do. `on_answer` is told what came of each."""
+    """Does strong operations, and answers those who do. `on_answer` is told what came of each (strong_requests.py)."""
 
     def __init__(
         self, replica: Replica, partitions: int, committer: Committer, replication: Replication, transport: Transport,
-        subjects: Subjects, on_answer: Callable[[Answer], None], epoch: Callable[[], int] = lambda: 0,
+        subjects: Subjects, epoch: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self.replica = replica
         self.partition_count = partitions
@@ -56,7 +56,7 @@ class StrongOperations:
         self.replication = replication
         self.transport = transport
         self.subjects = subjects
-        self.on_answer = on_answer
+        self.on_answer: Callable[[Answer], None] = lambda answer: None
         self.abstains: Callable[[], bool] = lambda: False  # is the own clock wrong?
         self.epoch = epoch  # of the membership that the replica's peers are by
         self.strong = Strong(replica, self._is_present, self._is_lively, time.time_ns())
@@ -136,7 +136,7 @@ class StrongOperations:
                     reply = f"{self.subjects.rounded(self.replica.node)}.{effect.node}.{effect.number}"
                     self.transport.send(self.subjects.round(effect.node), encode(effect.round), reply)
                 case Pull():
-                    self.replication.pull(effect.number, effect.node)
+                    self.replication.pulling.pull(effect.number, effect.node)
                 case Answer():
                     if effect.error == "Elsewhere":
                         self._probe(effect.primary, now)
@@ -208,7 +208,7 @@ class StrongOperations:
         if now - self._looked_at > PRESENT_SECONDS:
             self._looked_at = now
             peers = self.replication.peers
-            said = {peer: peers[peer].announcement for peer in self.replication.alive()}
+            said = {peer: peers[peer].announcement for peer in self.replication.peers.alive()}
             alive = [peer for peer, announced in said.items() if announced.state == "up" and not announced.abstains]
             for silent in [silent for silent, until in self._probes.items() if until < now]:
                 del self._probes[silent]

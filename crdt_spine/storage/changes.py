@@ -117,6 +117,17 @@ class Changes:
             found = found[:CHANGED_IDS_REMEMBERED_MAX]
         return _Gathered(flushes, place, [id for id, _ in found], [key for _, key in found], complete)
 
+    def ahead(self, vectors: Mapping[int, Mapping[str, int]]) -> list[tuple[int, str]]:
+        """(partition, actor): of the actor a record of the partition has a dot above the partition's vector."""
+        return [
+            (number, actor)
+            for (number, actor), chain in list(self.tables.chains.items())
+            if number in vectors
+            and self.database.row(
+                "SELECT 1 FROM dots WHERE chain = ? AND n > ? LIMIT 1", (chain, vectors[number].get(actor, 0))
+            )
+        ]
+
     def tombstones(self, partition: int, limit: int) -> list[tuple[str, bytes]]:
         """(id, state) of dead records of a partition, the longest untouched first."""
         return self.database.rows(

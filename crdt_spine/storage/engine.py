@@ -160,6 +160,11 @@ class Engine(Protocol):
         id, behind the id `after`; at most `limit`. Reads only the index ranges concerned."""
         ...
 
+    def ahead(self, vectors: Mapping[int, Mapping[str, int]]) -> list[tuple[int, str]]:
+        """(partition, actor): of the actor a record of the partition has a dot above the partition's vector. Costs the
+        same however many records there are."""
+        ...
+
     def since(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[tuple[str, bytes]]:
         """The same, from another thread: for pages that other replicas are given, while the event loop goes on."""
         ...

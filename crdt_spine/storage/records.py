@@ -162,6 +162,11 @@ class RecordStore:
         page = _page(fresh, self.engine.changed(partition, have, after, limit + len(fresh)), have, after, limit)
         return [codec.from_bytes(id, one) if isinstance(one, bytes) else one for id, one in page]
 
+    def ahead(self, vectors: Mapping[int, Mapping[str, int]]) -> list[tuple[int, str]]:
+        """(partition, actor): of the actor a record in the tables has a dot above the partition's vector. What is not
+        flushed yet is left out."""
+        return self.engine.ahead(vectors)
+
     def since(
         self, partition: int, have: Mapping[str, int], after: str | None, limit: int
     ) -> Callable[[], list[tuple[str, Record | bytes]]]:

@@ -175,6 +175,10 @@ class SqliteEngine:
         """(id, state) of the partition's records with a dot above `have`, by id, behind `after`; at most `limit`."""
         return self._changes.changed(partition, have, after, limit)
 
+    def ahead(self, vectors: Mapping[int, Mapping[str, int]]) -> list[tuple[int, str]]:
+        """(partition, actor): of the actor a record of the partition has a dot above the partition's vector."""
+        return self._changes.ahead(vectors)
+
     def since(self, partition: int, have: Mapping[str, int], after: str | None, limit: int) -> list[tuple[str, bytes]]:
         """The same, from another thread and on a connection of its own."""
         return self._since.changed(partition, have, after, limit)

@@ -126,7 +126,12 @@ class Leases(Protocol):
         ...
 
     async def drop(self, sequence: int) -> bool:
-        """Delete a message; was it there?"""
+        """Delete a message; was it there? What is made anew does not use the sequences of what was there before."""
+        ...
+
+    async def hear(self, path: str, heard: Callable[[str], None]) -> Subscription:
+        """Call `heard` with each path like this one at which others who share these leases try to put a message, as
+        long as the broker is there: a hint, which may be lost, and says nothing of what came of it."""
         ...
 
     async def paths(self) -> list[str]:

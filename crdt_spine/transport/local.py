@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from crdt_spine.core.locks import Kept as KeptLease
 from crdt_spine.limits import MESSAGE_BYTES_MAX
-from crdt_spine.transport.base import Handler, Kept, Message, NobodyListens
+from crdt_spine.transport.base import Handler, Kept, Message, NobodyListens, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,11 @@ class _Lease(NamedTuple):
     ends: float
 
 
+class _Deaf:
+    async def cancel(self) -> None:
+        pass
+
+
 class LocalLeases:
     """A `Leases` in memory, for those in one process who share it. It does not outlive them."""
 
@@ -154,7 +159,7 @@ class LocalLeases:
 
     async def make(self, epoch: int) -> None:
         if self._epoch is None:
-            self._epoch, self._sequence = epoch, 0
+            self._epoch = epoch
 
     async def discard(self) -> None:
         self._epoch = None
@@ -180,6 +185,9 @@ class LocalLeases:
 
     async def drop(self, sequence: int) -> bool:
         return self._messages.pop(sequence, None) is not None
+
+    async def hear(self, path: str, heard: Callable[[str], None]) -> Subscription:
+        return _Deaf()  # nobody else shares them
 
     async def paths(self) -> list[str]:
         self._at("")

@@ -49,12 +49,12 @@ class NatsTransport:
     `closed` is set when the client has given up, which it does on some errors of the broker: then nothing goes on.
     """
 
-    def __init__(self, client: Client, url: str) -> None:
+    def __init__(self, client: Client, url: str, pace_seconds_max: float = _PACE_SECONDS_MAX) -> None:
         self._client = client
         self._outgoing: list[tuple[str, bytes, str]] = []
         self._sending: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(self._write, _PACE_SECONDS_MAX, _PACE_MESSAGES)
+        self._pace = Pace(self._write, pace_seconds_max, _PACE_MESSAGES)
         self.url = _shown(url)
         self.closed = asyncio.Event()
         self.connected_at = self._loop.time()  # the last time
@@ -62,11 +62,14 @@ class NatsTransport:
         self.lost = 0
 
     @classmethod
-    async def connect(cls, url: str, name: str, timeout: float = CONNECT_SECONDS_MAX) -> NatsTransport:
-        """Connect within `timeout` seconds. Raises ConnectionFailed with the address, InvalidInput for no NATS URL."""
+    async def connect(
+        cls, url: str, name: str, timeout: float = CONNECT_SECONDS_MAX, *, pace_seconds_max: float = _PACE_SECONDS_MAX
+    ) -> NatsTransport:
+        """Connect within `timeout` seconds. `pace_seconds_max` 0: what is sent never waits for more to travel with it.
+        Raises ConnectionFailed with the address, InvalidInput for no NATS URL."""
         check_url(url)
         client = Client()
-        transport = cls(client, url)
+        transport = cls(client, url, pace_seconds_max)
 
         async def on_closed() -> None:
             transport.closed.set()
@@ -139,6 +142,14 @@ class NatsTransport:
         if not self._outgoing:
             self._pace.plan()
         self._outgoing.append((subject, payload, reply))
+
+    async def say(self, subject: str, payload: bytes) -> None:
+        """Send, and return once the broker has it: whoever is told of it otherwise comes later. Raises Disconnected."""
+        try:
+            await self._client.publish(subject, payload)
+            await self._client.flush(int(CONNECT_SECONDS_MAX))
+        except (nats.errors.Error, OSError) as error:
+            raise Disconnected(f"{self.url}: {error!r}") from error
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         if not self._client.is_connected:

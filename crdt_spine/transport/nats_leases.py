@@ -5,40 +5,65 @@ somebody publishes who knows only a former stream of this name reaches nothing. 
 
     put    a publish under a condition on the last message of a subject, or of all subjects of a lock; the stream's
            leader decides. The time after which it ends is counted in whole seconds there
-    drop   without the overwriting that JetStream otherwise does: five times as quick
+    drop   without the overwriting that JetStream otherwise does: five times as quick. It names a sequence and nothing
+           else. So that a holder whose stream is gone does not delete somebody else's lease in the next one, each
+           epoch's sequences begin elsewhere (`first_sequence`)
+
+**The anchor.** What is published lies in blocks, and JetStream replaces a block of which nothing is left by a new file;
+it does so before it answers the delete that emptied it. A lock that nobody else wants would pay for that with every
+release. So one message that means nothing is kept in the newest block, and published anew from time to time, as blocks
+follow one another. Nothing depends on it: without it, a release takes longer.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsPySubscription
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, Header, StorageType, StreamConfig
 
+from crdt_spine.core.fences import SEQUENCE_BITS
 from crdt_spine.core.locks import Kept
 from crdt_spine.errors import ConfigError
 from crdt_spine.limits import LOCK_MESSAGES_MAX
-from crdt_spine.transport.base import Disconnected, LeasesGone
+from crdt_spine.transport.base import Disconnected, LeasesGone, Subscription
 
 ANSWER_SECONDS_MAX: Final = 2.0
 CLUSTERED_REPLICAS: Final = 3
+ANCHOR: Final = "anchor"  # its path; a lock's have a dot
+ANCHOR_EVERY: Final = 256  # messages: a block of 4 MiB holds some ten thousand
 
 _EXPECTED: Final = str(Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value)
+_EPOCHS_APART_BITS: Final = 12
 _EPOCH: Final = "crdt_spine_epoch"
 _REFUSED: Final = (10071, 10164)  # wrong last sequence
 _NO_MESSAGE: Final = (10037, 10057)
 _NO_STREAM: Final = 10059
 _NOT_ENABLED: Final = (10039, 10076)  # for the account, for the server
+_NOT_CLUSTERED: Final = 10074
 _FULL: Final = 10077
 _SECONDS: Final = re.compile(rb"Nats-TTL: *(\d+)", re.IGNORECASE)
+
+
+class _Hearing:
+    def __init__(self, subscription: NatsPySubscription) -> None:
+        self._subscription = subscription
+
+    async def cancel(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
 
 
 class NatsLeases:
@@ -70,7 +95,7 @@ class NatsLeases:
         config = StreamConfig(
             name=self._stream, subjects=[f"{self._root}.{epoch}.>"], max_msgs_per_subject=1,
             max_msgs=LOCK_MESSAGES_MAX, num_replicas=replicas, storage=StorageType.FILE, discard=DiscardPolicy.NEW,
-            allow_msg_ttl=True, allow_direct=False, metadata={_EPOCH: str(epoch)},
+            allow_msg_ttl=True, allow_direct=False, metadata={_EPOCH: str(epoch)}, first_seq=first_sequence(epoch),
         )  # fmt: skip
         try:
             await self._js.add_stream(config)
@@ -81,7 +106,7 @@ class NatsLeases:
                 raise ConfigError(
                     f"the broker at {self._url} has no JetStream, in which locks are kept: start nats-server with -js"
                 ) from error
-            if error.code == 400:
+            if error.code == 400 or error.err_code == _NOT_CLUSTERED:
                 raise ConfigError(
                     f"the broker at {self._url} refuses the stream {self._stream} with {replicas} replicas: {error}; "
                     "it must be nats-server 2.11 or newer, and have as many servers with JetStream"
@@ -113,6 +138,8 @@ class NatsLeases:
             headers[f"{_EXPECTED}-Subject"] = self._prefix + whole
         try:
             acknowledged = await self._js.publish(self._prefix + path, value, stream=self._stream, headers=headers)
+            if acknowledged.seq % ANCHOR_EVERY == 1:
+                await self._anchor()
             return acknowledged.seq
         except nats.js.errors.NoStreamResponseError as error:
             raise await self._nobody() from error
@@ -138,6 +165,14 @@ class NatsLeases:
         answer = await self._ask("MSG.DELETE", {"seq": sequence, "no_erase": True})
         return "error" not in answer
 
+    async def hear(self, path: str, heard: Callable[[str], None]) -> Subscription:
+        async def take(message: Msg) -> None:
+            _, _, published = message.subject.removeprefix(f"{self._root}.").partition(".")  # the epoch's
+            heard(published)
+
+        subscription = await self._client.subscribe(f"{self._root}.*.{path}", cb=take)
+        return _Hearing(subscription)
+
     async def paths(self) -> list[str]:
         if await self.find() is None:
             raise LeasesGone
@@ -145,7 +180,13 @@ class NatsLeases:
             info = await self._js.stream_info(self._stream, subjects_filter=f"{self._prefix}>")
         except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
             raise self._told(error) from error
-        return [subject.removeprefix(self._prefix) for subject in info.state.subjects or {}]
+        found = [subject.removeprefix(self._prefix) for subject in info.state.subjects or {}]
+        return [path for path in found if path != ANCHOR]
+
+    async def _anchor(self) -> None:
+        """Have the anchor here. Nobody waits for it to be there, and it is not missed if it is lost."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.publish(self._prefix + ANCHOR)
 
     async def _read(self, what: dict[str, Any]) -> Kept | None:
         answer = await self._ask("MSG.GET", what)
@@ -180,6 +221,12 @@ class NatsLeases:
         if isinstance(error, nats.errors.TimeoutError):
             return TimeoutError(f"JetStream at {self._url} did not answer within {ANSWER_SECONDS_MAX:g} s")
         return Disconnected(f"{self._url}: {error!r}")
+
+
+def first_sequence(epoch: int) -> int:
+    """Where the sequences of an epoch begin: two hundred million messages away from those of any other one but the one
+    four thousand epochs before."""
+    return ((epoch % (1 << _EPOCHS_APART_BITS)) << (SEQUENCE_BITS - _EPOCHS_APART_BITS)) + 1
 
 
 def _left(message: dict[str, Any]) -> float | None:

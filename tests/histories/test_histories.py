@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 from histories import history
-from histories.broken import take_away
-from histories.history import Operation
-from histories.linearizability import Verdict, check
-from histories.models import Register
+from histories.broken import RULES, take_away
+from histories.history import Operation, by_key
+from histories.linearizability import Verdict
+from histories.models import model_of, verdicts
 from histories.recording import record
+from histories.shortest import shortest
 
 pytestmark = [pytest.mark.xdist_group("histories"), pytest.mark.timeout(240)]
 
 ROUNDS_MAX = 12  # of histories that are recorded until one shows what is wrong
+AIMED_OPERATIONS = 120  # of those under one fault after the other
+SHOWN_MAX = 12  # operations that contradict each other; usually two or three
 
 
 async def test_strong_operations_are_linearizable_while_nodes_and_links_fail(tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ async def test_strong_operations_are_linearizable_while_nodes_and_links_fail(tmp
     answered = [one for one in done if one.outcome == "ok"]
     assert len(answered) > 400, "there was hardly any load"
     kinds = {one.operation for one in answered if "refused" not in one.output}
-    assert kinds == {"read", "write", "cas", "update", "delete"}
+    assert kinds == {"read", "write", "cas", "update", "delete", "acquire"}
     assert any(one.output.get("refused") == "version" for one in answered), "nobody was too late"
 
 
@@ -45,23 +48,47 @@ async def test_strong_writes_with_reads_of_any_one_replica_are_found_not_to_be(t
     await _found(tmp_path, "strong", ("cut", "half-open"), "primary-reads")
 
 
-async def _found(folder: Path, level: str, faults: tuple[str, ...], without: str = "") -> None:
-    """Record until a history is not linearizable."""
+@pytest.mark.parametrize("rule", ["reads", "majority"])
+async def test_nodes_that_do_not_keep_a_rule_are_found_out(rule: str, tmp_path: Path) -> None:
+    await _found(tmp_path, "strong", RULES[rule].faults, rule, operations=AIMED_OPERATIONS)
+
+
+async def test_under_the_same_faults_nodes_that_keep_all_rules_are_linearizable(tmp_path: Path) -> None:
+    faults = RULES["reads"].faults
     made = record(
-        folder, count=ROUNDS_MAX, operations=500, seed="1", level=level, faults=faults, without=without, keys=2
+        tmp_path, count=1, operations=AIMED_OPERATIONS, seed="1", level="strong", faults=faults, keys=2, aimed=True
     )
-    wrong: list[Verdict] = []
+    broken = 0
     async for one in made:
-        wrong = _wrong(one.operations)
+        broken += sum(one.faults.values())
+        assert _wrong(one.operations) == []
+    assert broken, "nothing was broken"
+
+
+async def _found(
+    folder: Path, level: str, faults: tuple[str, ...], without: str = "", *, operations: int = 500
+) -> None:  # fmt: skip
+    """Record until a history is not linearizable, and show a person why."""
+    made = record(
+        folder, count=ROUNDS_MAX, operations=operations, seed="1", level=level, faults=faults, without=without, keys=2,
+        aimed=operations == AIMED_OPERATIONS,
+    )  # fmt: skip
+    wrong: list[Verdict] = []
+    recorded: list[Operation] = []
+    async for one in made:
+        recorded, wrong = one.operations, _wrong(one.operations)
         if wrong:
             break
     await made.aclose()
     assert wrong, "nothing showed"
     assert wrong[0].stuck is not None
+    history_of_one = by_key(recorded)[wrong[0].key]
+    part = shortest(history_of_one, model_of(history_of_one))
+    assert part is not None and 1 <= len(part.operations) <= SHOWN_MAX
 
 
 def _wrong(operations: list[Operation]) -> list[Verdict]:
-    return [verdict for verdict in check(operations, Register()) if verdict.linearizable is not True]
+    return [verdict for verdict in verdicts(operations) if verdict.linearizable is not True]
 
 
 def test_only_known_rules_are_taken_away() -> None:

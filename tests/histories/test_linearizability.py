@@ -13,6 +13,7 @@ from histories import history
 from histories.history import Operation
 from histories.linearizability import IMPOSSIBLE, Model, State, check, check_key
 from histories.models import UNSEEN, Lock, Register
+from histories.shortest import shortest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -374,3 +375,34 @@ def test_one_wrong_answer_among_a_thousand_is_found() -> None:
         )  # fmt: skip
         verdicts = check([*operations[:number], wrong, *operations[number + 1 :]], Register())
         assert [verdict.key for verdict in verdicts if verdict.linearizable is False] == [read.key]
+
+
+# -- the shortest part -----------------------------------------------------------------------------------------------
+
+
+def test_of_a_long_history_that_part_is_shown_which_contradicts_itself() -> None:
+    operations = [one for one in _recorded(1, 1_000, keys=1, processes=10, unknown=0.03) if one.outcome == "ok"]
+    assert shortest(operations, Register()) is None
+    last = max(one.returned for one in operations)
+    written = _op("w new", last + 1, last + 2)
+    old = next(one.input["value"] for one in operations if one.operation == "write")
+    stale = _op(f"r {old}", last + 3, last + 4)
+    later = [_op("w newer", last + 5, last + 6), _op("r newer", last + 7, last + 8)]
+    part = shortest([*operations, written, stale, *later], Register())
+    assert part is not None
+    assert part.operations == (written, stale)
+    assert len(part.others) <= 10, "it begins shortly before"
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_is_shown_has_no_order_by_itself(name: str) -> None:
+    part = shortest(REJECTED[name], Register())
+    assert part is not None
+    assert set(map(repr, part.operations)) <= set(map(repr, REJECTED[name]))
+    assert part.operations
+
+
+@settings(max_examples=200, deadline=None)
+@given(_lock_histories())
+def test_there_is_such_a_part_where_there_is_no_order(operations: list[Operation]) -> None:
+    assert (shortest(operations, Lock()) is None) is _naive(operations, Lock())

@@ -73,7 +73,7 @@ async def test_it_survives_the_broker_and_a_broker_without_its_disk_has_none(tmp
     assert await cell.write(b"value", 0)
 
     async def read() -> Kept | None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     return await cell.read()

@@ -121,7 +121,7 @@ def spine(up: Up) -> Iterator[Cluster]:
     commands.kill()
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -81,14 +81,14 @@ class Operator:
 
     def until_joined(self, id: str) -> None:
         """Wait until a node that has been started belongs to the cluster."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while id not in (cluster := self.json("cluster", "show"))["members"] or cluster["change"] is not None:
             assert time.monotonic() < deadline, cluster
             time.sleep(0.2)
 
     def until_said(self, process: subprocess.Popen[bytes], words: str) -> None:
         """Wait until a process has said that."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while words not in self.said(process):
             assert time.monotonic() < deadline and process.poll() is None, self.said(process)
             time.sleep(0.1)

@@ -181,13 +181,17 @@ async def test_nonsense_is_refused_and_nothing_stops(cluster: Cluster, stranger:
         assert {m.id for m in (await spine.query(tags=[mark], limit=1000)).memories} == {m.id for m in stored}
         async with spine.subscribe(tags=[mark]) as updates:
             new = await spine.store("told", tags=[mark])
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert (await anext(updates)).memory == new
     assert {node: cluster.pid(node) for node in cluster.ids} == pids, "a node ended"
     if kind != "discover":  # any question is as good as another
-        after = await refusals(cluster)
         sent = sum(1 for _ in nonsense(kind, dice))
-        assert all(after[node] - before[node] > sent / 2 for node in cluster.ids), f"{before} then {after}, of {sent}"
+        deadline = asyncio.get_running_loop().time() + 30
+        while True:
+            after = await refusals(cluster)
+            if all(after[node] - before[node] > sent / 2 for node in cluster.ids):
+                break
+            assert asyncio.get_running_loop().time() < deadline, f"{before} then {after}, of {sent}"
 
 
 async def test_nonsense_leaves_no_poison_in_the_journals(cluster: Cluster, stranger: Client, mark: str) -> None:
@@ -206,7 +210,7 @@ async def test_nonsense_leaves_no_poison_in_the_journals(cluster: Cluster, stran
         await cluster.kill(*cluster.ids)
         await cluster.bring_back(*cluster.ids)
         for node in cluster.ids:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while None in (await cluster.contents_at(node, [memory.id for memory in stored])).values():
                     await asyncio.sleep(0.1)
             # A search brings everything to the tables first.
@@ -234,11 +238,11 @@ async def test_a_peer_that_answers_nonsense_is_asked_again(cluster: Cluster, str
         listening = [await stranger.subscribe(SUBJECTS.sync(node), cb=answer) for node in cluster.ids]
         await stranger.flush()
         await cluster.bring_back("spine-3")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while answered < 20:
                 await asyncio.sleep(0.05)
         for subscription in listening:
             await subscription.unsubscribe()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while None in (await cluster.contents_at("spine-3", [memory.id for memory in stored])).values():
                 await asyncio.sleep(0.1)

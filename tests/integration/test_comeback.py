@@ -86,7 +86,7 @@ async def test_agents_are_answered_while_a_page_is_read_for_another_node(pair: P
     await pair.a.flusher.flush()
     await pair.start_second()
     assert pair.b is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not pair.engine.reading.is_set():
             await asyncio.sleep(0.01)
     for id in ids[:20]:
@@ -97,7 +97,7 @@ async def test_agents_are_answered_while_a_page_is_read_for_another_node(pair: P
     assert pair.engine.reading.is_set(), "the page is being read, all that time"
     assert sum(p.memories for p in pair.b.replica.partitions.values()) < MEMORIES
     pair.engine.released.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while pair.b.replica.durable != pair.a.replica.durable:
             await asyncio.sleep(0.01)
     assert sum(p.memories for p in pair.b.replica.partitions.values()) == MEMORIES + 20

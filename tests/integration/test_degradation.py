@@ -31,7 +31,7 @@ def mark() -> str:
 
 async def until_alone(cluster: Cluster, node: str) -> None:
     """Until it knows that it hears nobody."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while any(peer["alive"] for peer in (await cluster.status(node))["peers"].values()):
             await asyncio.sleep(0.1)
 
@@ -41,7 +41,7 @@ async def refused(attempt: Awaitable[Any]) -> QuorumFailed:
     started = time.monotonic()
     with pytest.raises(QuorumFailed) as failed:
         await attempt
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     return failed.value
 
 
@@ -77,7 +77,7 @@ async def everything(spine: Spine, mark: str) -> None:
     assert (await spine.history(stored[1].id))[0].content == "1 changed"
     async with spine.subscribe(tags=[mark]) as updates:
         told = await spine.store("news", tags=[mark])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await anext(updates)).memory == told
 
 
@@ -94,7 +94,7 @@ async def test_with_one_of_three_dead_everything_goes_on(cluster: Cluster, mark:
 
 
 async def test_with_two_of_three_dead_what_needs_no_quorum_goes_on(cluster: Cluster, mark: str) -> None:
-    async with cluster.spine("ada", timeout=1.0) as spine:
+    async with cluster.spine("ada", timeout=2.0) as spine:
         stored = await spine.store_many([{"content": f"{n}", "tags": [mark]} for n in range(SOME)])
         await spine.wait_for(spine.token)
         await cluster.kill("spine-1", "spine-3")
@@ -133,7 +133,7 @@ async def test_with_two_of_three_dead_what_needs_no_quorum_goes_on(cluster: Clus
 
         # One is enough for all of it to go on; what was written alone is everywhere in the end.
         await cluster.bring_back("spine-3")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     await spine.store("works", tags=[mark])
@@ -141,7 +141,7 @@ async def test_with_two_of_three_dead_what_needs_no_quorum_goes_on(cluster: Clus
                 except SpineError:
                     await asyncio.sleep(0.1)
         await cluster.bring_back("spine-1")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while any([await cluster.get_at(node, alone.id) is None for node in cluster.ids]):
                 await asyncio.sleep(0.1)
         for node in cluster.ids:
@@ -185,6 +185,6 @@ async def test_who_returns_answers_what_asks_for_a_token_only_once_it_is_level(c
         await coming
         assert behind > 0, "it was asked before it was level, or there"
         # An eventual read is answered at once by whoever is there, and in the end as everybody else does.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while set((await cluster.contents_at("spine-2", fresh)).values()) != {"new"}:
                 await asyncio.sleep(0.1)

@@ -159,7 +159,7 @@ async def test_text_that_was_typed_is_found_and_told_of(spine: Spine, id: str) -
     await spine.store("plan", id=id, tags=[id])
     async with spine.subscribe(tags=[id]) as updates:
         await append(spine, id, f" {word}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             update = await anext(updates)
     assert (update.kind, update.memory.content) == ("updated", f"plan {word}")
     found = await spine.query(text=word)
@@ -425,10 +425,15 @@ async def test_a_node_killed_while_agents_type_catches_up_and_no_edit_is_lost(cl
             for _ in range(60):
                 await append(spine, id, letter)
 
+        async def typed(count: int) -> None:
+            async with asyncio.timeout(60):
+                while len(await content(a, id)) < count:
+                    await asyncio.sleep(0.01)
+
         typing = asyncio.gather(type(a, "a"), type(b, "b"))
-        await asyncio.sleep(0.2)
+        await typed(15)
         await cluster.kill(victim)
-        await asyncio.sleep(0.2)
+        await typed(60)  # of 121
         await cluster.bring_back(victim)
         await typing
     found = await converged(cluster, id)

@@ -160,7 +160,7 @@ async def test_operations_under_way_when_a_spine_closes_end_with_an_error_or_an_
     async with Spine.open(tmp_path / "memories.db", agent="ada") as spine:
         tasks = [asyncio.create_task(spine.store(f"{n}", id=f"{n}")) for n in range(2000)]
         await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, Memory | ConnectionFailed) for result in results)
     async with Spine.open(tmp_path / "memories.db", agent="ada") as spine:

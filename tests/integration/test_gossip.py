@@ -49,14 +49,14 @@ async def down_for_agents(cluster: Cluster, node: str) -> tuple[str, ...]:
         inbox = client.new_inbox()
         answers = await client.subscribe(inbox)
         await client.publish(Subjects("spine").rpc(node), encode(request), reply=f"{inbox}.1")
-        message = await answers.next_msg(timeout=5)
+        message = await answers.next_msg(timeout=20)
         return msgspec.json.decode(message.data, type=Response).down
     finally:
         await client.close()
 
 
 async def test_a_node_that_hangs_is_a_suspect_soon_and_up_when_it_goes_on(cluster: Cluster) -> None:
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)
     assert await down_for_agents(cluster, "spine-1") == ()
     pid = cluster.pid("spine-3")
     os.kill(pid, signal.SIGSTOP)
@@ -66,28 +66,28 @@ async def test_a_node_that_hangs_is_a_suspect_soon_and_up_when_it_goes_on(cluste
             said = [(await states(cluster, node)).get("spine-3") for node in ("spine-1", "spine-2")]
             return all(state in ("suspect", "down") for state in said)
 
-        await until(suspected, 20)
+        await until(suspected, 40)
         assert await down_for_agents(cluster, "spine-1") == ("spine-3",)
     finally:
         os.kill(pid, signal.SIGCONT)
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)
     assert await down_for_agents(cluster, "spine-1") == ()
     assert cluster.pid("spine-3") == pid
 
 
 async def test_a_killed_node_is_down_and_up_at_once_when_it_is_back(cluster: Cluster) -> None:
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)
     await cluster.kill("spine-2")
 
     async def down() -> bool:
         return all([(await states(cluster, node)).get("spine-2") == "down" for node in ("spine-1", "spine-3")])
 
-    await until(down, 30)
+    await until(down, 40)
     assert await down_for_agents(cluster, "spine-3") == ("spine-2",)
     async with cluster.spine() as spine:
         await spine.store("meanwhile")
     await cluster.bring_back("spine-2")
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)
     report = (await cluster.status("spine-1"))["gossip"]
     assert report["away"] == [] and report["refused"] == 0
     assert report["sent"] > 0 and report["bytes_sent"] / report["sent"] < 2_000
@@ -97,7 +97,7 @@ async def test_a_killed_node_is_down_and_up_at_once_when_it_is_back(cluster: Clu
 
 
 async def test_a_node_that_stops_is_not_asked_from_then_on(cluster: Cluster) -> None:
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)
     cluster.supervisor.set_node_restart(False)
     os.kill(cluster.pid("spine-1"), signal.SIGTERM)
     try:
@@ -105,11 +105,11 @@ async def test_a_node_that_stops_is_not_asked_from_then_on(cluster: Cluster) -> 
         async def known() -> bool:
             return await down_for_agents(cluster, "spine-2") == ("spine-1",)
 
-        await until(known, 20)
+        await until(known, 40)
         assert (await states(cluster, "spine-2"))["spine-1"] in ("leaving", "down")
     finally:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while cluster.pid("spine-1") is not None:
                 await asyncio.sleep(0.01)
         await cluster.bring_back("spine-1")
-    await until(lambda: all_up(cluster), 20)
+    await until(lambda: all_up(cluster), 40)

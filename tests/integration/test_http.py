@@ -89,7 +89,7 @@ async def next_reply(reader: asyncio.StreamReader, *, body: bool = True) -> Repl
 
 
 async def ask(port: int, path: str = "/health", method: str = "GET") -> Reply:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         reader, writer = await asyncio.open_connection(HOST, port)
         try:
             writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -102,7 +102,7 @@ async def ask(port: int, path: str = "/health", method: str = "GET") -> Reply:
 
 async def send(port: int, data: bytes, *, end: bool = True) -> bytes:
     """Everything that comes back until the node closes; `end`: it is told that nothing more will be sent."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         reader, writer = await asyncio.open_connection(HOST, port)
         try:
             writer.write(data)
@@ -115,7 +115,7 @@ async def send(port: int, data: bytes, *, end: bool = True) -> bytes:
             writer.close()
 
 
-async def until_healthy(port: int, seconds: float = 20.0) -> None:
+async def until_healthy(port: int, seconds: float = 60.0) -> None:
     """Others may be in its way for a moment, not longer."""
     async with asyncio.timeout(seconds):
         while True:
@@ -233,7 +233,7 @@ async def test_health_is_200_only_while_the_node_is_up(state: str, status: int) 
 
 async def test_a_connection_is_used_again_and_requests_ahead_are_answered_in_order(cluster: Cluster) -> None:
     reader, writer = await asyncio.open_connection(HOST, port_of(cluster))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         for _ in range(3):
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await next_reply(reader)).status == 200

@@ -20,7 +20,7 @@ from crdt_spine.config import LimitsConfig
 from crdt_spine.core.messages import Delete, FeedBatch, FeedOpen, Get, Hello, NodeInfo, Store, SyncRequest, encode
 from crdt_spine.core.selection import Selection
 from crdt_spine.errors import ConfigError, SpineError
-from crdt_spine.node import flusher, identity, replication
+from crdt_spine.node import flusher, identity, pulling, replication
 from crdt_spine.node.node import Node
 from crdt_spine.session import Session
 from crdt_spine.storage.sqlite import SqliteEngine
@@ -93,7 +93,7 @@ class Cluster:
         for subscription in node._subscriptions:
             await subscription.cancel()
         node.replication.close()
-        node.service.close()
+        node.answers.close()
         node.feeds.close()
         for task in node._tasks:
             task.cancel()
@@ -242,17 +242,17 @@ async def test_a_crash_in_the_middle_of_comparing_goes_on_where_it_was(
     cluster = await start("a", "b", "c")
     await forget_behind_a_copy(cluster)
     monkeypatch.setattr(identity, "SAVE_SECONDS", 0.0)
-    compare = replication.Replication.compare
+    compare = pulling.Pulling.compare
     compared: list[int] = []
 
-    async def compare_some(self: replication.Replication, number: int, source: str) -> bool:
+    async def compare_some(self: pulling.Pulling, number: int, source: str) -> bool:
         if len(compared) == PARTITIONS // 2:
             await asyncio.Event().wait()
         compared.append(number)
         return await compare(self, number, source)
 
     with monkeypatch.context() as stuck:
-        stuck.setattr(replication.Replication, "compare", compare_some)
+        stuck.setattr(pulling.Pulling, "compare", compare_some)
         await cluster.start("a")
         node = cluster.nodes["a"]
         await until(lambda: len(node.engine.checkpoint.extra.get("to_compare", ())) == PARTITIONS // 2, "half of it")

@@ -135,7 +135,7 @@ async def test_what_only_the_coordinator_knows_it_says_and_the_session_remembers
     ids = [f"m{n}" for n in range(8)]
     for id in ids:
         await ada.store("x", id=id, tags=["talk"])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while None in [await ben.get(id, consistency="eventual") for id in ids]:
             await asyncio.sleep(0.01)
     ben = await cluster.spine("ben")
@@ -176,7 +176,7 @@ async def test_a_tag_that_is_gone_demands_nothing_any_more(start: Start) -> None
     await ben.wait_for(ada.token)
     assert await level_of(ben, ben.get("m")) == ("eventual", "override:metric")
     await ada.update("m", remove_tags=["metric"], consistency="read-your-writes")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while await level_of(ben, ben.get("m")) != ("read-your-writes", "default"):
             await asyncio.sleep(0.01)
 

@@ -19,13 +19,15 @@ from nats.aio.client import Client
 
 from crdt_spine import FenceRejected, InvalidInput, Lease, LockTimeout, Spine
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent
-from crdt_spine.config import NodeConfig, new_cluster
-from crdt_spine.core.fences import Fence, epoch_of, token_of
-from crdt_spine.core.messages import encode
-from crdt_spine.core.subjects import Subjects
+from crdt_spine.config import LocksConfig, NodeConfig, new_cluster
+from crdt_spine.core.fences import Fence, epoch_of
+from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion
+from crdt_spine.core.messages import Hello, NodeInfo, encode
+from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConnectionFailed, LeaseLost
 from crdt_spine.locks.service import LockService
 from crdt_spine.supervisor import lock_service
+from crdt_spine.transport.base import Message
 from crdt_spine.transport.nats import NatsTransport
 from tests.brokers import BrokerCluster
 from tests.conftest import RunningCluster
@@ -308,13 +310,117 @@ async def test_tokens_rise_when_the_stream_is_made_anew(one: RunningCluster) -> 
                 await a.store("late", fence=Fence("anew", lease.token))  # type: ignore[arg-type]
 
 
+async def test_who_releases_a_lease_of_a_stream_that_is_gone_ends_no_other_one(one: RunningCluster) -> None:
+    """A message is deleted by its sequence alone, and a new stream would have the same ones."""
+    transport = await NatsTransport.connect(one.url, "test")
+    old, new = transport.leases("gone"), transport.leases("gone")
+    try:
+        for leases, epoch in ((old, 1), (new, 2)):
+            await leases.discard()
+            await leases.make(epoch)
+            leases.use(epoch)
+        second = [await new.put(f"b{number}.held", b"x", 0, 30) for number in range(5)]
+        await new.discard()
+        await old.make(1)
+        first = [await old.put(f"a{number}.held", b"x", 0, 30) for number in range(5)]
+        await old.discard()
+        await new.make(2)
+        second = [await new.put(f"b{number}.held", b"x", 0, 30) for number in range(5)]
+        assert None not in first + second
+        assert not any([await old.drop(sequence or 0) for sequence in first])
+        assert sorted(await new.paths()) == [f"b{number}.held" for number in range(5)]
+        assert await new.drop(second[0] or 0) and len(await new.paths()) == 4
+    finally:
+        await new.discard()
+        await transport.close()
+
+
+async def test_a_lock_that_nobody_else_wants_is_had_and_released_without_the_service(one: RunningCluster) -> None:
+    """Once the service has given one: then it knows the epoch, and may stand still."""
+    pids = [one.pid(name) or 0 for name in ("locks", "locks-2")]
+    async with one.spine("a") as a, one.spine("b") as b:
+        for spine in (a, b):
+            async with spine.lock("first"):
+                pass
+        async with a.lock("direct", ttl=20) as lease:
+            pass
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(20):
+                async with a.lock("direct", ttl=20) as again:
+                    old = Fence("direct", again.token)
+                async with b.lock("direct", ttl=20) as later:
+                    assert lease.token < again.token < later.token
+                    with pytest.raises(FenceRejected):  # the nodes have been told
+                        await a.store("late", fence=old)  # type: ignore[arg-type]
+                    waiting = asyncio.create_task(a.lock("direct", wait=40).__aenter__())
+                    await asyncio.sleep(0.2)
+                    assert not waiting.done()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        last = await asyncio.wait_for(waiting, 40)
+        assert last.token > later.token
+        await last.release()
+
+
+async def test_how_many_brokers_keep_leases_is_what_the_cluster_says(one: RunningCluster) -> None:
+    """A node of another cluster says three; there is one broker."""
+    transport = await NatsTransport.connect(one.url, "test")
+    hello = Hello(
+        cluster="three", region="r", node="n", state="up", nodes=[NodeInfo(id="n")], partitions=1, factor=1,
+        write_quorum=1, lock_replicas=3,
+    )  # fmt: skip
+
+    async def node(message: Message) -> None:
+        transport.send(message.reply, encode(hello))
+
+    async def fence(message: Message) -> None:
+        if b"epoch/1" in message.payload:
+            asked = msgspec.json.decode(message.payload, type=EpochQuestion)
+            transport.send(message.reply, encode(EpochAnswer(node="n", epoch=asked.epoch, newest=0)))
+
+    try:
+        await transport.subscribe(DISCOVERY_SUBJECT, node)
+        await transport.subscribe(Subjects("three").fence, fence)
+        code, _, err = await command(one, "locks", "--cluster", "three")
+        assert code == 1 and "refuses the stream spine_locks_three with 3 replicas" in err
+        serving = await spawn_bound_to_parent(
+            [sys.executable, "-m", "crdt_spine.cli.main", "locks", "--cluster", "three", "--replicas", "1", "--server",
+             one.url]
+        )  # fmt: skip
+        try:
+            await asyncio.wait_for(_ready(serving.output), 30)
+        finally:
+            await serving.stop(5)
+    finally:
+        await transport.close()
+
+
+async def test_times_of_leases_are_what_cluster_yaml_says(start_cluster: Started, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    node = NodeConfig(id="spine-1", host="127.0.0.1", port=_free_port())
+    locks = LocksConfig(ttl_seconds=4, ttl_seconds_max=9)
+    msgspec.structs.replace(new_cluster([node]), locks=locks).save(folder / "cluster.yaml")
+    cluster = await start_cluster(nodes=1, folder=folder, services=(lock_service(),))
+    async with cluster.spine() as spine:
+        async with spine.lock("x") as lease:
+            assert lease.ttl == 4
+            (listed,) = await spine.locks()
+            assert listed.ttl_seconds == 4 and (listed.expires_in_seconds or 9) <= 4
+        with pytest.raises(InvalidInput, match="ttl_seconds_max"):
+            spine.lock("x", ttl=10)
+
+
 async def test_a_stream_that_is_behind_what_nodes_know_is_made_anew(start_cluster: Started) -> None:
     """As after an old copy of the broker's disk was restored."""
     cluster = await start_cluster(nodes=1, services=(lock_service(),))
     async with cluster.spine() as spine:
         async with spine.lock("x") as before:
             pass
-        newer = token_of(epoch_of(before.token), 1_000_000)
+        newer = before.token + 1_000_000
         client = Client()
         await client.connect(cluster.url)
         await client.publish(Subjects("spine").fence, encode(Fence("y", newer)))
@@ -323,8 +429,8 @@ async def test_a_stream_that_is_behind_what_nodes_know_is_made_anew(start_cluste
         pid = cluster.pid("locks")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        async with spine.lock("x", wait=30) as after:
-            assert after.token > newer
+    async with cluster.spine() as spine, spine.lock("x", wait=30) as after:
+        assert after.token > newer
 
 
 async def test_a_fence_outlives_all_nodes(start_cluster: Started) -> None:
@@ -359,8 +465,6 @@ async def test_an_acquisition_whose_answer_is_lost_is_recognised(one: RunningClu
         return frozenset({"n"})
 
     async def node(message: Any) -> None:
-        from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion
-
         if b"epoch/1" in message.payload:
             epoch = msgspec.json.decode(message.payload, type=EpochQuestion).epoch
             highest.append(max(epoch, *highest))
@@ -520,3 +624,34 @@ async def _event(process: BoundProcess, **wanted: Any) -> dict[str, Any]:
             if wanted.items() <= event.items():
                 return event
     raise AssertionError(f"{wanted} did not happen")
+
+
+async def test_what_a_command_writes_under_its_lock_is_fenced(one: RunningCluster) -> None:
+    async with one.spine("a") as a, one.spine("b") as b:
+        words = ["store", "--id", "guarded", "under the lock"]
+        code, out, err = await command(
+            one, "lock", "run", "guard", "--", sys.executable, "-m", "crdt_spine.cli.main", *words
+        )
+        assert (code, out, err) == (0, "guarded\n", "")
+        async with a.lock("guard") as first:
+            code, out, _ = await command(one, "update", "guarded", "--content", "2", "--fence", str(first.token))
+            assert (code, out) == (0, "guarded\n")
+            text = f"spine/{first.token}/guard"
+            assert (await command(one, "delete", "guarded", "--fence", text))[0] == 0
+            async with a.lock("other") as other:
+                for token in (other.token, first.token + 1):
+                    code, _, err = await command(one, "store", "x", "--fence", f"spine/{token}/guard")
+                    assert code == 2 and f"{token} is no token of the lock 'guard'" in err
+            code, _, err = await command(one, "store", "x", "--fence", f"elsewhere/{first.token}/guard")
+            assert code == 2 and "from the cluster 'elsewhere'" in err
+        code, _, err = await command(one, "store", "x", "--json", "--fence", text)
+        assert (code, msgspec.json.decode(err)["error"]) == (1, "LeaseLost")
+        async with b.lock("guard") as second:
+            code, _, err = await command(one, "store", "x", "--json", "--fence", text)
+            assert (code, msgspec.json.decode(err)["error"]) == (1, "FenceRejected") and str(second.token) in err
+            code, _, err = await command(one, "store", "x", "--fence", str(first.token))
+            assert code == 1 and "nobody holds a lock with the token" in err
+        for garbage in ("x", "spine/1"):
+            code, _, err = await command(one, "store", "x", f"--fence={garbage}")
+            assert code == 2 and "is no fence" in err, garbage
+        assert await a.get("guarded") is None

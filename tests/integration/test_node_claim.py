@@ -20,7 +20,7 @@ import pytest
 from crdt_spine.core.messages import Claim, encode
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.errors import ConfigError
-from crdt_spine.node.claim import CLAIM_SECONDS_MAX, NodeClaim
+from crdt_spine.node.claim import NodeClaim
 from crdt_spine.transport.base import NobodyListens
 from crdt_spine.transport.nats import NatsTransport
 
@@ -65,12 +65,15 @@ async def test_of_two_that_start_at_once_one_goes_on(process: Process) -> None:
             await claim.release()
 
 
-async def test_a_free_id_and_one_whose_process_was_killed_cost_one_question(process: Process) -> None:
+async def test_a_free_id_and_one_whose_process_was_killed_cost_one_question(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crdt_spine.node.claim.CLAIM_SECONDS_MAX", 30.0)
     for name in ("a", "b", "c"):
         claim = await process(name)
         began = time.monotonic()
         await claim.take()
-        assert time.monotonic() - began < CLAIM_SECONDS_MAX / 2
+        assert time.monotonic() - began < 15, "nobody was waited for"
         await claim.transport.close()
 
 

@@ -7,21 +7,21 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from crdt_spine import Conflict, ConnectionFailed, InvalidInput, Memory, Spine
-from crdt_spine.core.messages import Delete, Edit, Store
+from crdt_spine import Conflict, ConnectionFailed, InvalidInput, Memory, Spine, past
+from crdt_spine.core.messages import Conflicts, Delete, Edit, Store
 from tests.conftest import RunningCluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("past")]
 
 
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60.0) -> None:
     """Return once it is true."""
     deadline = time.monotonic() + seconds
     while not await condition():
@@ -194,8 +194,11 @@ async def test_agents_that_write_at_once_leave_receipts_also_at_one_coordinator(
         agents = {"ada": ada, "bob": bob, "eve": eve}
         await ada.store("base", id="race", importance=0.1)
         for spine in agents.values():
+            await spine.wait_for(ada.token)  # or a read that another replica answers, as the first is late, is too old
             assert await spine.get("race") is not None
         await asyncio.gather(*[spine.update("race", content=f"by {name}") for name, spine in agents.items()])
+        for spine in agents.values():
+            await ada.wait_for(spine.token)
         memory = await ada.get("race")
         assert memory is not None
         found = await ada.conflicts("race")
@@ -203,12 +206,15 @@ async def test_agents_that_write_at_once_leave_receipts_also_at_one_coordinator(
         assert {one.field for one in found} == {"content"}
         assert all(one.lost == f"by {one.lost_agent}" and one.kept == f"by {one.kept_agent}" for one in found)
         # Who has seen it, names its version, or writes over something of its own, is in no conflict; nor is a deletion.
+        await bob.wait_for(ada.token)
         await bob.get("race")
         await bob.update("race", content="seen", importance=0.5)
+        await eve.wait_for(bob.token)
         current = await eve.get("race")
         assert current is not None
         await ada.update("race", importance=0.7, if_version=current.version)
         await ada.update("race", importance=0.8)
+        await until(lambda: level(cluster, "race"))
         async with cluster.spine("ada") as elsewhere:
             await elsewhere.store("base", id="race")  # bob's content, unseen here, and an importance of its own
         assert len(await ada.conflicts("race")) == len(found) + 1
@@ -217,6 +223,52 @@ async def test_agents_that_write_at_once_leave_receipts_also_at_one_coordinator(
         await cluster.kill(*cluster.ids)
         await cluster.bring_back(*cluster.ids)
         assert len(await ada.conflicts("race")) == len(found) + 1
+
+
+async def test_what_only_one_replica_has_is_found_however_badly_that_one_does(
+    cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two concurrent writes the replicas at which they met have the receipt, and nobody else; so it is with the
+    versions. A session that has left such a node, for it was slow, waits for its answer all the same."""
+    monkeypatch.setattr(past, "PAST_SECONDS_MAX", 30.0)
+    one, two, three = cluster.ids
+    async with cluster.spine("ada", timeout=30.0) as spine:
+        await spine.store("birth", id="lonely")
+        for node in cluster.ids:
+            await until(lambda node=node: has(cluster, node, "lonely", "birth"))  # type: ignore[misc]
+        await cluster.kill(one, three)
+        await write(cluster, two, Edit, "lonely", content="by two", agent="bob")
+        await cluster.kill(two)
+        await cluster.bring_back(one)
+        await write(cluster, one, Edit, "lonely", content="by one", agent="eve")
+        await cluster.bring_back(two)
+        for node in (one, two):
+            await until(lambda node=node: has(cluster, node, "lonely", "by one"))  # type: ignore[misc]
+        await until(lambda: level(cluster, "lonely", one, two))
+        await cluster.bring_back(three)  # to which both writes come merged
+        await until(lambda: level(cluster, "lonely"))
+        receipts = {node: await cluster.run_at(node, Conflicts, id="lonely") for node in cluster.ids}
+        assert not receipts[three].receipts, "or this test shows nothing"
+        expected = [("lonely", "content", "by two", "by one", "bob", "eve")]
+        for answers in cluster.ids:
+            others = [node for node in cluster.ids if node != answers]
+            with stopped(cluster, *others):
+                session = spine._live
+                for node in others:
+                    session.health.fail(node, "slow", asyncio.get_running_loop().time())
+                asking = asyncio.gather(spine.conflicts("lonely"), spine.conflicts(), spine.history("lonely"))
+                await asyncio.wait({asking}, timeout=0.5)  # the one that runs has answered by now, or will not be first
+            of_it, of_all, versions = await asking
+            assert [said(conflict) for conflict in of_it] == expected
+            assert of_it == [conflict for conflict in of_all if conflict.memory_id == "lonely"]
+            assert contents(versions) == ["by one", "by two", "birth"]
+        await cluster.kill(three)
+        async with asyncio.timeout(20):  # not thirty: where nobody listens, nobody will answer
+            assert await spine.conflicts("lonely") == of_it
+        await cluster.bring_back(three)
+        monkeypatch.setattr(past, "PAST_SECONDS_MAX", 1.0)
+        with stopped(cluster, three):
+            assert await spine.conflicts("lonely") == of_it, "who answers in time is enough"
 
 
 async def test_one_replica_is_enough_and_none_is_an_error(cluster: RunningCluster) -> None:
@@ -246,14 +298,26 @@ async def write(cluster: RunningCluster, node: str, kind: type[Any], id: str, **
     await until(done)
 
 
-async def level(cluster: RunningCluster, id: str) -> bool:
-    """Do all nodes have the same version?"""
-    memories = [await cluster.get_at(node, id) for node in cluster.ids]
+async def level(cluster: RunningCluster, id: str, *nodes: str) -> bool:
+    """Do these nodes, or all, have the same version?"""
+    memories = [await cluster.get_at(node, id) for node in nodes or cluster.ids]
     return len({memory.version if memory is not None else None for memory in memories}) == 1
 
 
 async def has(cluster: RunningCluster, node: str, id: str, content: str | None) -> bool:
     return (await cluster.contents_at(node, [id]))[id] == content
+
+
+@contextlib.contextmanager
+def stopped(cluster: RunningCluster, *nodes: str) -> Iterator[None]:
+    pids = [pid for node in nodes if (pid := cluster.pid(node)) is not None]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def said(conflict: Conflict) -> tuple[str, str, Any, Any, str, str]:

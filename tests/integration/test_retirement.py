@@ -108,7 +108,7 @@ def prepared(folder: Path, retirement_seconds: float) -> Path:
     return folder
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = 40.0) -> None:
+async def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
     """Wait for a condition that may have to be awaited."""
     try:
         async with asyncio.timeout(seconds):

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,12 +21,33 @@ pytestmark = [
 ]  # fmt: skip
 
 Cluster = Any
+TIMEOUT_SECONDS = 30.0  # of a call: far more than a busy machine takes for one that waits for nothing
 
 
 @pytest.fixture
 def mark() -> str:
     """A tag that nobody else uses."""
     return f"mark-{uuid.uuid4().hex}"
+
+
+def sends(spine: Spine) -> list[str]:
+    """The nodes to which this spine sends its operations from now on, one for each message; pings are none."""
+    sent: list[str] = []
+    requests = spine._live.requests
+    send = requests.send
+
+    def watched(node: str, *arguments: Any, **options: Any) -> None:
+        sent.append(node)
+        send(node, *arguments, **options)
+
+    requests.send = watched  # type: ignore[method-assign]
+    return sent
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 class Reader:
@@ -46,6 +67,11 @@ class Reader:
 
         self.session.hedging._hedge = watched  # type: ignore[method-assign]
 
+    async def more(self, count: int) -> None:
+        """Wait until it has read so many more."""
+        target = len(self.took) + count
+        await until(lambda: len(self.took) >= target)
+
     async def run(self) -> None:
         while True:
             for id in self._ids:
@@ -59,16 +85,17 @@ class Reader:
 async def readers(cluster: Cluster, mark: str, count: int = 3) -> AsyncIterator[list[Reader]]:
     """So many agents reading memories of all partitions; an error of any of them is raised at the end."""
     async with contextlib.AsyncExitStack() as stack:
-        spines = [await stack.enter_async_context(cluster.spine(f"reader-{n}")) for n in range(count)]
+        spines = [
+            await stack.enter_async_context(cluster.spine(f"reader-{n}", timeout=TIMEOUT_SECONDS)) for n in range(count)
+        ]
         stored = await spines[0].store_many({"content": f"{n}", "tags": [mark]} for n in range(60))
         for spine in spines:
             await spine.wait_for(spines[0].token)
         found = [Reader(spine, [memory.id for memory in stored]) for spine in spines]
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(reader.run()) for reader in found]
-            async with asyncio.timeout(20):
-                while any(len(reader.took) < 300 for reader in found):
-                    await asyncio.sleep(0.02)
+            for reader in found:
+                await reader.more(300)
             yield found
             for task in running:
                 task.cancel()
@@ -88,41 +115,40 @@ def stopped(cluster: Cluster, *nodes: str) -> Iterator[None]:
 
 async def used_by(found: list[Reader], node: str) -> None:
     """Wait until all of them read there."""
-    async with asyncio.timeout(20):
-        for reader in found:
-            while not reader.session.health.well(node):
-                await asyncio.sleep(0.02)
-            heard = reader.session.health.heard[node]
-            while reader.session.health.heard[node] == heard:
-                await asyncio.sleep(0.02)
+    for reader in found:
+        health = reader.session.health
+        await until(lambda health=health: health.well(node))  # type: ignore[misc]
+        heard = health.heard[node]
+        await until(lambda health=health, heard=heard: health.heard[node] != heard)  # type: ignore[misc]
 
 
 async def test_a_stopped_node_costs_each_reader_one_hedged_read_and_no_error(cluster: Cluster, mark: str) -> None:
     async with readers(cluster, mark) as found:
+        won = [reader.session.counts["hedges_won"] for reader in found]
         with stopped(cluster, "spine-1"):
             for reader in found:
                 reader.took.clear()
                 reader.hedged_from.clear()
-            await asyncio.sleep(3)
+            await until(lambda: not any(reader.session.health.well("spine-1") for reader in found))
+            late = [reader.hedged_from.count("spine-1") for reader in found]
+            # One each; on a busy machine there may be two, where the node's last words are on their way still, or none,
+            # where a read was late already, or somebody else said first that the node is down.
+            assert max(late) <= 2
+            assert any(late), "nobody had to wait for it to be silent"
+            hedged = zip(found, won, late, strict=True)
+            assert all(reader.session.counts["hedges_won"] > before for reader, before, times in hedged if times)
             for reader in found:
-                assert reader.hedged_from.count("spine-1") <= 1
-                assert not reader.session.health.well("spine-1")
-                assert len(reader.took) > 50
-                assert sorted(reader.took)[int(0.99 * len(reader.took))] < 0.5
-                assert max(reader.took) < 3, "nobody waited for a timeout"
+                await reader.more(50)
+        assert max(max(reader.took) for reader in found) < TIMEOUT_SECONDS / 2, "nobody waited for a timeout"
         await used_by(found, "spine-1")
 
 
 async def test_writes_go_on_while_a_node_is_stopped_and_each_is_there_once(cluster: Cluster, mark: str) -> None:
-    async with readers(cluster, mark, 1) as found, cluster.spine("writer") as writer:
+    async with readers(cluster, mark, 1) as found, cluster.spine("writer", timeout=TIMEOUT_SECONDS) as writer:
         with stopped(cluster, "spine-2"):
-            took = []
-            stored = []
-            for n in range(60):
-                started = time.monotonic()
-                stored.append(await writer.store(f"{n}", tags=[mark]))
-                took.append(time.monotonic() - started)
-            assert sum(seconds > 0.4 for seconds in took) <= 3, "it was found out once, not with each of them"
+            sent = sends(writer)
+            stored = [await writer.store(f"{n}", tags=[mark]) for n in range(60)]  # a third of them is at home there
+            assert 1 <= sent.count("spine-2") <= 5, "it was found out once, not with each of them"
         await used_by(found, "spine-2")
         for memory in stored:
             assert [version.content for version in await writer.history(memory.id)] == [memory.content]
@@ -142,14 +168,13 @@ async def test_a_node_that_crawls_is_left_before_it_fails(cluster: Cluster, mark
         pid = cluster.pid("spine-3")
         crawling = asyncio.create_task(crawl(pid))
         try:
-            async with asyncio.timeout(20):
-                for reader in found:
-                    while reader.session.health.well("spine-3", reads=False):
-                        await asyncio.sleep(0.01)
+            for reader in found:
+                health = reader.session.health
+                await until(lambda health=health: not health.well("spine-3", reads=False))  # type: ignore[misc]
             for reader in found:
                 reader.took.clear()
-            await asyncio.sleep(2)
-            assert all(max(reader.took) < 3 for reader in found)
+                await reader.more(100)
+            assert max(max(reader.took) for reader in found) < TIMEOUT_SECONDS / 2, "nobody waited for a timeout"
         finally:
             crawling.cancel()
             await asyncio.gather(crawling, return_exceptions=True)
@@ -178,14 +203,12 @@ async def test_with_one_node_left_what_needs_no_quorum_goes_on_at_once(cluster: 
                 for level in ("read-your-writes", "eventual"):
                     for memory in stored[:10]:  # the first moment
                         assert await spine.get(memory.id, consistency=level) == memory
-                took = []
+                sent = sends(spine)
                 for level in ("read-your-writes", "eventual"):
                     for memory in stored:
-                        started = time.monotonic()
                         assert await spine.get(memory.id, consistency=level) == memory
-                        took.append(time.monotonic() - started)
-                assert sorted(took)[len(took) // 2] < 0.1
-                assert max(took) < 1.5
+                in_vain = sum(node != "spine-3" for node in sent)
+                assert in_vain <= len(sent) / 4, "they go to the one that is left, and are not sent about"
                 alone = await spine.store("alone", tags=[mark], consistency="eventual")
                 assert await spine.get(alone.id, consistency="eventual") == alone
                 with pytest.raises(QuorumFailed, match="of the 2") as failed:

@@ -24,7 +24,7 @@ from crdt_spine.reshaping import Aim, propose
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.xdist_group("strong"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(240),
 ]
 
 StartCluster = Callable[..., Awaitable[Any]]
@@ -179,17 +179,19 @@ async def test_nothing_is_lost_while_primaries_die(cluster: Any) -> None:
                     assert not isinstance(error, VersionConflict)
 
         tasks = [asyncio.create_task(count_on(id)) for id in ids]
-        for node in (cluster.ids[0], cluster.ids[1]):
-            before = dict(confirmed)
-            await cluster.kill(node)
-            async with asyncio.timeout(30):
-                while any(confirmed[id] < before[id] + 3 for id in ids):
-                    await asyncio.sleep(0.05)
-                    for task in tasks:
-                        if task.done():
-                            task.result()
-            await cluster.bring_back(node)
-        going = False
+        try:
+            for node in (cluster.ids[0], cluster.ids[1]):
+                before = dict(confirmed)
+                await cluster.kill(node)
+                async with asyncio.timeout(75):
+                    while any(confirmed[id] < before[id] + 3 for id in ids):
+                        await asyncio.sleep(0.05)
+                        for task in tasks:
+                            if task.done():
+                                task.result()
+                await cluster.bring_back(node)
+        finally:  # else they would go on for ever, and never let anybody else run, once the spine is closed
+            going = False
         await asyncio.gather(*tasks)
         for id in ids:
             memory = await spine.get(id, consistency="strong")
@@ -198,7 +200,7 @@ async def test_nothing_is_lost_while_primaries_die(cluster: Any) -> None:
 
 
 async def test_without_a_majority_it_is_said_at_once(cluster: Any) -> None:
-    async with cluster.spine("alone", timeout=20.0, consistency="strong") as spine:
+    async with cluster.spine("alone", timeout=60.0, consistency="strong") as spine:
         memory = await spine.store("here", id="alone", consistency="strong")
         stopped = [pid for node in cluster.ids[1:] if (pid := cluster.pid(node)) is not None]
         for pid in stopped:
@@ -209,7 +211,7 @@ async def test_without_a_majority_it_is_said_at_once(cluster: Any) -> None:
                 begun = time.monotonic()
                 with pytest.raises(QuorumFailed) as failed:
                     await operation()
-                assert time.monotonic() - begun < 10.0, "not only after the call's timeout"
+                assert time.monotonic() - begun < 30.0, "not only after the call's timeout"
                 assert (failed.value.acks, failed.value.needed) == (1, 2)
                 assert failed.value.missing == tuple(cluster.ids[1:])
         finally:

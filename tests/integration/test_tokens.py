@@ -152,6 +152,7 @@ async def nodes() -> AsyncIterator[Cluster]:
 
 async def test_what_died_with_a_disk_is_stale_soon_and_the_session_goes_on(nodes: Cluster) -> None:
     spine, other = await nodes.spine(), await nodes.spine()
+    spine.session.timeout = other.session.timeout = 60.0
     try:
         await spine.store("everywhere", id="m")
         await other.wait_for(spine.token)
@@ -170,7 +171,7 @@ async def test_what_died_with_a_disk_is_stale_soon_and_the_session_goes_on(nodes
             started = time.monotonic()
             with pytest.raises(StaleToken, match=f"of {actor} in partition .*goes on as r/{first}@") as stale:
                 await call("m")
-            assert time.monotonic() - started < 5, "the call's timeout is 10 s"
+            assert time.monotonic() - started < 30, "the call's timeout is 60 s"
             assert "read again" in str(stale.value)
         memory = await spine.get("m")
         assert memory is not None and memory.content == "everywhere", "it was told, and goes on"
@@ -186,7 +187,7 @@ def other_way(spine: Spine, token: str) -> Callable[[str], Awaitable[object]]:
 
     async def call(id: str) -> object:
         with pytest.raises(StaleToken):
-            await spine.wait_for(token)
+            await spine.wait_for(token, timeout=60.0)
         assert await spine.get(id) is not None, "what was not reached is not the session's"
         spine.session.see(spine.session.token_vectors(token))
         return await spine.update(id, content="never written")

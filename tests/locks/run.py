@@ -14,6 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from contender import TTL_SECONDS
+from recorded import holders
 from stress import problems, run
 
 
@@ -36,7 +38,7 @@ def main() -> int:
     if options.history is not None:
         lines = [json.dumps(event) for event in history.ordered()]
         options.history.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = problems(history)
+    found = [*problems(history), *holders(history.ordered(), TTL_SECONDS)]
     counts = Counter(event["event"] for event in history.events)
     said = ", ".join(f"{count:,} {event}" for event, count in sorted(counts.items()))
     seconds, disturbed = time.monotonic() - begun, len(history.disturbed)

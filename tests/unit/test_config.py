@@ -29,6 +29,7 @@ from crdt_spine.config import (
     problems,
 )
 from crdt_spine.errors import ConfigError
+from crdt_spine.node.process import hello_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cluster.yaml"
 NODES = """
@@ -66,7 +67,7 @@ def test_the_example_loads_with_every_key_in_it() -> None:
     )
     assert len(config.nats.urls) == 3
     assert config.limits == LimitsConfig(clock_drift_milliseconds=500, cache_bytes=64 * 1024 * 1024)
-    assert config.locks == LocksConfig()
+    assert config.locks == LocksConfig(replicas=1)
     assert config.telemetry.endpoint == "http://10.0.4.10:4318"
     text = EXAMPLE.read_text()
     for struct in (NodeConfig, ReplicationConfig, OverrideConfig, NatsConfig, LimitsConfig, LocksConfig,
@@ -322,6 +323,18 @@ def test_a_configuration_written_and_loaded_is_the_same(tmp_path: Path) -> None:
     new_cluster(nodes, name="other", region="eu").save(path)
     assert load(path) == new_cluster(nodes, name="other", region="eu")
     assert os.listdir(tmp_path) == ["cluster.yaml"]  # noqa: PTH208
+
+
+def test_what_locks_says_is_what_nodes_tell(tmp_path: Path) -> None:
+    nodes = "  nodes: [{id: a, host: 127.0.0.1, port: 1}]"
+    hello = hello_of(parse(cluster("  locks: {ttl_seconds: 5, ttl_seconds_max: 9, replicas: 3}", nodes)), "a")
+    assert (hello.lock_ttl_seconds, hello.lock_ttl_seconds_max, hello.lock_replicas) == (5, 9, 3)
+    left_out = parse(cluster("  locks: {ttl_seconds: 5}", nodes))
+    assert hello_of(left_out, "a").lock_replicas == 0, "as many as there may be"
+    left_out.save(tmp_path / "cluster.yaml")
+    assert load(tmp_path / "cluster.yaml") == left_out
+    one = parse(cluster("  locks: {replicas: 1}", nodes))
+    assert hello_of(one, "a").lock_replicas == 1
 
 
 def test_saving_where_nothing_can_be_written_is_a_config_error(tmp_path: Path) -> None:

@@ -667,3 +667,47 @@ def test_what_its_nodes_disk_took_along_leaves_nobody_unsure(a: Node, b: Node, c
     b.merges(msgspec.structs.replace(a.page({}), next="m", operations={}))
     b.hears(c, Node("a", incarnation="2"))  # which has nothing, nor has anybody else
     assert not b.replica.is_unsure(0, "m")
+
+
+def stranded(source: Node, target: Node, id: str) -> None:
+    """The target gets a memory of the source by a sync that breaks off before its vector."""
+    source.write(store(id), f"op {id}")
+    source.turn()
+    target.merges(msgspec.structs.replace(source.page(target.vector), next=id, operations={}))
+
+
+def test_what_is_stranded_at_one_replica_comes_to_all_once_its_actor_has_ended(a: Node, b: Node, c: Node) -> None:
+    stranded(a, b, "m")
+    b.replica.look_for_stranded(0)
+    assert not b.replica.stranded  # it may come as it should
+    for node in (b, c):
+        node.replica.members = frozenset("bc")
+        node.replica.look_for_stranded(0)
+    said = b.announcement(stranded=b.replica.stranded)
+    assert c.replica.hear(said)[1] == [0]
+    c.merges(b.page(c.vector))
+    assert c.records["m"] == b.records["m"]
+    assert c.replica.hear(said)[1] == [0]  # it has not looked again
+    c.replica.look_for_stranded(0)
+    assert c.replica.stranded == b.replica.stranded
+    assert not c.replica.hear(said)[1]
+
+
+def test_replicas_at_which_different_changes_are_stranded_pull_from_each_other(a: Node, b: Node, c: Node) -> None:
+    stranded(a, b, "m")
+    stranded(a, c, "n")
+    c.records.pop("m")  # it asked behind that id
+    new = Node("a", incarnation="2")
+    for node in (b, c):
+        node.hears(new)  # its disk is lost, and all that it had
+        node.replica.look_for_stranded(0)
+    assert b.replica.hear(c.announcement(stranded=c.replica.stranded))[1] == [0]
+    assert c.replica.hear(b.announcement(stranded=b.replica.stranded))[1] == [0]
+    b.merges(c.page(b.vector))
+    c.merges(b.page(c.vector))
+    for node in (b, c):
+        node.replica.look_for_stranded(0)
+    assert b.records == c.records
+    assert b.records.keys() == {"m", "n"}
+    assert b.replica.stranded == c.replica.stranded != {}
+    assert new.replica.hear(b.announcement(stranded=b.replica.stranded))[1] == [0]

@@ -280,7 +280,7 @@ async def test_a_writer_that_waits_for_a_quorum_is_sent_elsewhere_when_the_parti
     both = Membership(1, shared, {"a": Member(), "b": Member()}, Settings(partitions=PARTITIONS, factor=2))
     node = await home.start(both)  # b is not there
     ticket = _Ticket()
-    node.service.lost = ticket.take  # type: ignore[method-assign]
+    node.coordinator.lost = ticket.take  # type: ignore[method-assign]
     node.replica.write(0, Store(i=1, id=IDS[0], content="x", acks=2), "tester", "s-1", 1_763_000_000_000, ticket)
     node.committer.touch()
     await node.committer.barrier()

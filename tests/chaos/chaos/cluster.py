@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from crdt_spine.core.selection import Selection
 from crdt_spine.errors import SpineError
 from crdt_spine.memory import Memory
 from crdt_spine.spine import Spine
-from crdt_spine.supervisor import Supervisor
+from crdt_spine.supervisor import ServiceSpec, Supervisor
 from crdt_spine.supervisor.supervisor import node_command
 
 LIMITED_NODE = Path(__file__).with_name("limited_node.py")
@@ -27,13 +28,16 @@ ASK_SECONDS = 5.0
 
 
 class Cluster:
-    """Use `start` and `stop`. `links` are those of the nodes and, made by `link_for`, of the agents, by name."""
+    """Use `start` and `stop`. `links` are those of the nodes and, made by `link_for`, of the agents, by name.
+    `services` run beside the nodes, behind no link."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, services: Sequence[ServiceSpec] = ()) -> None:
         self.folder = folder
         self.links: dict[str, Link] = {}
         self.copies: dict[str, Path] = {}  # a node's data as it once was
-        self._supervisor = Supervisor(folder, nodes=nodes, nats_port=0, http_port=0, node_command=self._command)
+        self._supervisor = Supervisor(
+            folder, nodes=nodes, nats_port=0, http_port=0, node_command=self._command, services=services
+        )
         self._count = nodes
         self._down = 0  # nodes that are being kept down
         self.newcomers: dict[str, Newcomer] = {}  # all that ever came, by id

@@ -2,6 +2,8 @@
 
 A run (`run.py`) lets agents (`agents.py`) work on few memories of a cluster of real processes (`cluster.py`) while
 faults come and go, writes down what they asked and were told (`history.py`), and looks for an order in which it makes
-sense (`linearizability.py`, with the models of `models.py`). `broken_node.py` is a node that breaks the promise, to see
-that the checker notices.
+sense (`linearizability.py`, with the models of `models.py`); of one that has
+none, `shortest.py` finds the part to look at.
+`node.py` is a node whose clock, disk and way to the others can be wrong (`apart.py`), and which can be made to break a
+rule (`broken.py`), to see that the checker notices.
 """

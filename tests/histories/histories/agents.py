@@ -1,4 +1,4 @@
-"""Agents that work on a few memories at once. Each call, and what came of it, is an operation of the history."""
+"""Agents that work on a few memories at once, and on a lock. Each call, with what came of it, is in the history."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from crdt_spine.core.messages import Get
 from crdt_spine.errors import (
     ConnectionFailed,
     InvalidInput,
+    LockTimeout,
     NotFound,
     QuorumFailed,
     SpineError,
@@ -27,17 +28,24 @@ from crdt_spine.spine import Spine
 from histories.history import Operation, Outcome
 
 CALL_SECONDS = 2.0
+WANDERS = 0.25  # of its calls: then it takes its node for the primary again, as an agent does that comes anew
 VERSIONS_KEPT = 3  # of each memory, to name in a compare-and-set: an old one must be refused
 
-#: How often an agent does what; without compare-and-set where the level has none.
-HABITS = {"read": 35, "write": 15, "cas": 30, "update": 10, "delete": 6}
+LOCK_SECONDS = 2.0  # that a lease holds
+LOCK_WAIT_SECONDS = 0.5
+LOCK_HELD_SECONDS_MAX = 0.1
+
+#: How often an agent does what; without compare-and-set and locks where the level is not strong.
+HABITS = {"read": 35, "write": 15, "cas": 30, "update": 10, "delete": 6, "lock": 4}
 
 
 class Work:
-    """What agents of one history share: the memories, how many operations are left, and what was recorded."""
+    """What agents of one history share: the memories, a lock (empty: none), how many operations are left, and what was
+    recorded."""
 
-    def __init__(self, keys: list[str], operations: int, until: float) -> None:
+    def __init__(self, keys: list[str], lock: str, operations: int, until: float) -> None:
         self.keys = keys
+        self.lock = lock
         self.left = operations
         self.until = until  # monotonic seconds
         self.recorded: list[Operation] = []
@@ -53,13 +61,16 @@ class Work:
 class Agent:
     """One agent with a session of its own. After an unknown outcome it goes on as another process.
 
-    Where the level is strong, it takes `node` for every partition's primary at first: a cluster has to set that right.
+    Where the level is strong, it takes `node` for every partition's primary at first, and now and then again: a cluster
+    has to set that right.
+    `loyal`: it does so each time, and only reads: who waits at a primary that has lost its place has to be told so.
     `pinned`: that node alone answers its reads, as it is: any replica may where the level is eventual.
     """
 
     def __init__(
-        self, name: str, url: str, dice: random.Random, level: str, pause_seconds: float, node: str, *, pinned: bool
-    ) -> None:
+        self, name: str, url: str, dice: random.Random, level: str, pause_seconds: float, node: str, *, pinned: bool,
+        loyal: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
         self._url = url
         self._dice = dice
@@ -71,7 +82,9 @@ class Agent:
         self._count = 0
         self._spine: Spine | None = None
         self._versions: dict[str, deque[str]] = {}
-        habits = {kind: weight for kind, weight in HABITS.items() if kind != "cas" or level == "strong"}
+        self._wanders = 1.0 if loyal else WANDERS
+        habits = {kind: HABITS[kind] for kind in HABITS if kind not in ("cas", "lock") or level == "strong"}
+        habits = {"read": 1} if loyal else habits
         self._kinds, self._weights = list(habits), list(habits.values())
 
     async def work(self, work: Work) -> None:
@@ -83,6 +96,8 @@ class Agent:
             spine = await self._connected(work.until)
             if spine is None:
                 return
+            if self._dice.random() < self._wanders:
+                self._believe(spine)
             await self._step(spine, work)
             await asyncio.sleep(self._dice.random() * self._pause)
 
@@ -112,9 +127,12 @@ class Agent:
         key = self._dice.choice(work.keys)
         [kind] = self._dice.choices(self._kinds, self._weights)
         known = self._versions.get(key)
-        if kind == "cas" and not known:
+        if (kind == "cas" and not known) or (kind == "lock" and not work.lock):
             kind = "read"
         self._count += 1
+        if kind == "lock":
+            await self._lock(spine, work)
+            return
         value, level = f"{self.name}.{self._count}", self._level
         match kind:
             case "read":
@@ -139,6 +157,41 @@ class Agent:
         operation = Get(i=session.number(), id=key)
         result = await session.run(operation, (self._node,), use_token=False, timeout=CALL_SECONDS)
         return msgspec.json.decode(result.memory, type=Memory) if result.memory else None
+
+    async def _lock(self, spine: Spine, work: Work) -> None:
+        """Hold the history's lock for a moment. Whether and when a release is heard is unknown, and so is when a lease
+        ends that is not released; not before its time is over, though."""
+        lease, began = f"{self.name}.{self._count}", time.monotonic_ns()
+        outcome: Outcome = "ok"
+        locking = spine.lock(work.lock, ttl=LOCK_SECONDS, wait=LOCK_WAIT_SECONDS)
+        token = 0
+        try:
+            token = (await locking.__aenter__()).token
+            output: dict[str, Any] = {"token": token}
+        except LockTimeout:
+            output = {"refused": "held"}
+        except ConnectionFailed as error:
+            outcome, output = "unknown", {"error": str(error)}
+        self._note(work, "acquire", lease, began, outcome, output)
+        if "refused" in output:
+            return
+        self._note(work, "expire", lease, began + int(LOCK_SECONDS * 1e9), "unknown", {})
+        if token:
+            await asyncio.sleep(self._dice.random() * LOCK_HELD_SECONDS_MAX)
+            self._note(work, "release", lease, time.monotonic_ns(), "unknown", {})
+            await locking.__aexit__(None, None, None)
+        self._process += 1
+
+    def _note(
+        self, work: Work, kind: str, lease: str, invoke: int, outcome: Outcome, output: dict[str, Any]
+    ) -> None:  # fmt: skip
+        process = f"{self.name}/{self._process}" + ("/lease" if kind == "expire" else "")
+        work.recorded.append(
+            Operation(
+                process=process, operation=kind, key=work.lock, input={"lease": lease}, output=output, invoke=invoke,
+                returned=max(invoke, time.monotonic_ns()), outcome=outcome,
+            )
+        )  # fmt: skip
 
     async def _told(self, call: Awaitable[Any], kind: str, key: str, asked: dict[str, Any]) -> Operation:
         """Make the call; the operation as it went."""

@@ -76,35 +76,60 @@ def check(operations: Iterable[Operation], model: Model) -> list[Verdict]:
     return [check_key(key, history, model) for key, history in sorted(by_key(operations).items())]
 
 
+class Step(NamedTuple):
+    """An operation and its effect. `answered`: it has taken effect by the time it returned; else it may do so whenever
+    it likes from its call on, or never."""
+
+    operation: Operation
+    effect: Effect
+    answered: bool
+
+
 def check_key(key: str, operations: Iterable[Operation], model: Model) -> Verdict:
     """The verdict on one object's history."""
-    history = [one for one in operations if one.outcome != "fail"]
     try:
-        effects = model.effects(history)
+        found = steps(operations, model)
     except Contradiction as wrong:
         return Verdict(key, False, str(wrong), wrong.operations[-1], wrong.operations[:-1])
-    relevant = [(one, effect) for one, effect in zip(history, effects, strict=True) if effect is not None]
-    search = _Search([effect for _, effect in relevant], model.initial)
-    for _, returns, number in _events([one for one, _ in relevant]):
-        operation = relevant[number][0]
+    return order(key, found, [model.initial])
+
+
+def steps(operations: Iterable[Operation], model: Model) -> list[Step]:
+    """What an object's operations do, of those that say something. Raises Contradiction."""
+    history = [one for one in operations if one.outcome != "fail"]
+    effects = model.effects(history)
+    return [
+        Step(one, effect, one.outcome == "ok")
+        for one, effect in zip(history, effects, strict=True)
+        if effect is not None
+    ]
+
+
+def order(
+    key: str, found: Sequence[Step], initial: Iterable[State], configurations_max: int = CONFIGURATIONS_MAX
+) -> Verdict:
+    """Is there an order of these, beginning in one of those states?"""
+    search = _Search([step.effect for step in found], initial, configurations_max)
+    for _, returns, number in _events(found):
+        operation = found[number].operation
         if not returns:
-            search.call(number, open_end=operation.outcome == "unknown")
+            search.call(number, open_end=not found[number].answered)
             continue
         states = tuple({state for state, _ in search.configurations})
-        pending = tuple(relevant[other][0] for other in search.pending() if other != number)
+        pending = tuple(found[other].operation for other in search.pending() if other != number)
         try:
             possible = search.returned(number)
         except _TooMany:
-            return Verdict(key, None, f"more than {CONFIGURATIONS_MAX:,} configurations", operation, pending)
+            return Verdict(key, None, f"more than {configurations_max:,} configurations", operation, pending)
         if not possible:
             return Verdict(key, False, "no order explains its answer", operation, pending, states)
     return Verdict(key, True)
 
 
-def _events(history: Sequence[Operation]) -> list[tuple[int, bool, int]]:
+def _events(found: Sequence[Step]) -> list[tuple[int, bool, int]]:
     """(time, is it a return, number), in time; at equal times calls come first, so that they overlap."""
-    calls = [(one.invoke, False, number) for number, one in enumerate(history)]
-    returns = [(one.returned, True, number) for number, one in enumerate(history) if one.outcome == "ok"]
+    calls = [(step.operation.invoke, False, number) for number, step in enumerate(found)]
+    returns = [(step.operation.returned, True, number) for number, step in enumerate(found) if step.answered]
     return sorted(calls + returns)
 
 
@@ -119,14 +144,15 @@ class _Search:
     """All configurations that explain what returned so far, each with the sets of unknown operations that it may have
     spent, none of which has another one within it."""
 
-    def __init__(self, effects: Sequence[Effect], initial: State) -> None:
+    def __init__(self, effects: Sequence[Effect], initial: Iterable[State], configurations_max: int) -> None:
         self._apply = [effect.apply for effect in effects]
         self._keeps = [effect.keeps for effect in effects]
         self._kinds = [number if effect.kind is None else effect.kind for number, effect in enumerate(effects)]
         self.required: dict[int, None] = {}  # under way, and will return
         self._unknown: dict[Hashable, list[int]] = {}  # by kind
         self._reads = 0  # bits of those required that keep the state
-        self.configurations: dict[Configuration, list[int]] = {(initial, 0): [0]}
+        self.configurations: dict[Configuration, list[int]] = {(state, 0): [0] for state in initial}
+        self._configurations_max = configurations_max
 
     def pending(self) -> Iterator[int]:
         """What is under way."""
@@ -192,7 +218,7 @@ class _Search:
                 elif _keep(seen, reached, used):
                     heapq.heappush(queue, (size + costs, order, used, reached))
                     order += 1
-                    if order > CONFIGURATIONS_MAX:
+                    if order > self._configurations_max:
                         raise _TooMany
 
     def _possible(self, writes: Iterable[int], done: int, spent: int) -> Iterator[tuple[int, int]]:

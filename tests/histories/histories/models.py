@@ -32,9 +32,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from histories.history import Operation
-from histories.linearizability import IMPOSSIBLE, Contradiction, Effect, State
+from histories.history import Operation, by_key
+from histories.linearizability import IMPOSSIBLE, Contradiction, Effect, Model, State, Verdict, check
 
+LOCKS = frozenset({"acquire", "renew", "release", "expire"})  # operations of locks only
 Value = str | None
 UNSEEN = "(a value that nobody was shown)"
 
@@ -174,3 +175,17 @@ def _acquired(lock: Held, lease: str, token: int | None) -> State:
     if lock.lease is not None or (token is not None and token <= lock.token):
         return IMPOSSIBLE
     return Held(lease, lock.token if token is None else token, lease)
+
+
+def model_of(operations: Sequence[Operation], *, strict: bool = False) -> Model:
+    """Of the object whose history this is. `strict`: see above."""
+    return Lock() if any(one.operation in LOCKS for one in operations) else Register(strict=strict)
+
+
+def verdicts(operations: Sequence[Operation], *, strict: bool = False) -> list[Verdict]:
+    """The verdict on each memory and lock that agents worked on, by key."""
+    return [
+        verdict
+        for _, history in sorted(by_key(operations).items())
+        for verdict in check(history, model_of(history, strict=strict))
+    ]

@@ -1,8 +1,9 @@
-"""`spine node`, whose disk can be full and whose clock can be wrong, and which can be made to break its promise.
+"""`spine node`, whose disk can be full and whose clock can be wrong, which can be apart from the others, and which can
+be made to break its promise.
 
 python node.py [--without RULE] node --config … --id … --data … --server …
 
-The clock is off by what the file "skew" in the data folder says, in milliseconds. Rules: broken.py.
+The clock is off by what the file "skew" in the data folder says, in milliseconds. Apart: apart.py. Rules: broken.py.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def main() -> int:
 
     from crdt_spine.cli.main import main as spine
     from crdt_spine.storage.sqlite import SqliteEngine
+    from histories.apart import Apart
 
+    Apart(folder / "apart").install()
     SqliteEngine.open = limited_node._opened  # type: ignore[method-assign]
     if without:
         from histories.broken import take_away

@@ -15,10 +15,10 @@ from chaos.history import Recorder
 
 from histories.agents import Agent, Work
 from histories.broken import OF_AGENTS
-from histories.cluster import SkewedCluster, SkewingFaults
+from histories.cluster import AimedFaults, SkewedCluster, SkewingFaults
 from histories.history import Operation
 
-AGENTS = 12
+AGENTS = 12  # the last ones, one a node, are loyal to it (agents.py)
 KEYS = 5  # of each history
 NODES = 3
 LINKS = 2  # to the broker, for the agents; each can be cut
@@ -46,14 +46,17 @@ async def record(
     without: str = "",
     keys: int = KEYS,
     pause_seconds: float = PAUSE_SECONDS,
+    aimed: bool = False,
 ) -> AsyncGenerator[Recorded, None]:
     """`count` histories of `operations` each, of agents that ask for this level, under these faults. `folder`, which
-    exists, is the cluster's; `without`: a rule that is not kept (broken.py).
+    exists, is the cluster's; `without`: a rule that is not kept (broken.py); `aimed`: faults come one after the other,
+    so that primaries change and come back (AimedFaults).
 
     Agents keep their sessions from one history to the next. A history that takes too long ends with what it has.
     """
     of_agents = without in OF_AGENTS
-    cluster = SkewedCluster(folder / "cluster", NODES, "" if of_agents else without)
+    locks = level == "strong" and not aimed
+    cluster = SkewedCluster(folder / "cluster", NODES, "" if of_agents else without, locks=locks)
     recorder = Recorder(folder / "faults.jsonl")
     agents: list[Agent] = []
     pinned = level == "eventual" or of_agents
@@ -64,13 +67,16 @@ async def record(
         for number in range(AGENTS):
             name, url = f"a{number}", links[number % LINKS].url
             dice, node = random.Random(f"{seed}/{name}"), f"spine-{number % NODES + 1}"
-            agents.append(Agent(name, url, dice, level, pause_seconds, node, pinned=pinned))
-        chance = SkewingFaults(cluster, random.Random(f"{seed}/faults"), recorder, tuple(faults))
+            loyal = number >= AGENTS - NODES
+            agents.append(Agent(name, url, dice, level, pause_seconds, node, pinned=pinned, loyal=loyal))
+        kind = AimedFaults if aimed else SkewingFaults
+        chance = kind(cluster, random.Random(f"{seed}/faults"), recorder, tuple(faults))
         if faults:
             breaking = asyncio.create_task(chance.run(float("inf")))
         for number in range(count):
             before, began = chance.counts.copy(), time.monotonic()
-            work = Work([f"h{number}-k{key}" for key in range(keys)], operations, began + HISTORY_SECONDS_MAX)
+            names, until = [f"h{number}-k{key}" for key in range(keys)], began + HISTORY_SECONDS_MAX
+            work = Work(names, f"h{number}-lock" if locks else "", operations, until)
             async with asyncio.TaskGroup() as group:
                 for agent in agents:
                     group.create_task(agent.work(work))

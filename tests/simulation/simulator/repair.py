@@ -1,6 +1,6 @@
 """Announcements, paged syncs that interleave with everything and break off, and the collection of tombstones.
 
-The same decisions as crdt_spine/node/replication.py: a gap that is older than a moment is pulled from the peer that
+The same decisions as crdt_spine/node/pulling.py: a gap that is older than a moment is pulled from the peer that
 announced it; the first page fixes `upto`; every page is durable before the next is asked for.
 """
 
@@ -88,6 +88,7 @@ class Repair:
             node=node.name, actor=node.actor, state=state, now=node.now, vectors=vectors, known_of=answers,
             known=node.replica.known_of(answers) if answers else {}, epoch=node.membership.epoch,
             disk=retirement.disk, retired=tuple(sorted(retirement.retired)), silent=retirement.said(),
+            stranded=node.replica.stranded,
         )  # fmt: skip
         said = _decode_announcement(encode(announcement))  # once for all hearers: nobody changes a message
         for peer in node.cluster.nodes:
@@ -146,6 +147,8 @@ class Repair:
     def _collect(self) -> None:
         node = self.node
         for number, partition in node.replica.partitions.items():
+            if number not in self.syncs and number not in self.behind and node.cluster.without != "stranded":
+                node.replica.look_for_stranded(number)
             if not partition.tombstones:
                 continue
             collected = node.replica.collect(number, node.store.tombstones(number), node.now)
@@ -169,7 +172,12 @@ class Repair:
         if partition.waiting:
             return True
         heard = self.heard.get(source)
-        return heard is not None and not within(heard.vectors.get(number, {}), partition.vector)
+        if heard is None:
+            return False
+        if self.node.replica.lacks_stranded(number, heard):
+            self.node.cluster.counts["stranded elsewhere"] += 1
+            return True
+        return not within(heard.vectors.get(number, {}), partition.vector)
 
     def compare(self) -> None:
         """Make partitions what a peer's are, where the own disk can't be believed, until none is left."""
@@ -309,6 +317,8 @@ class Repair:
             node.boundary("after a page")
             if page.next is None:
                 del self.syncs[sync.number]
+                if self.heard[sync.source].stranded:
+                    node.replica.look_for_stranded(sync.number)
                 if sync.whole:
                     node.compared(sync.number)
                 node.tell(f"has pulled partition {page.partition} from {sync.source}, upto {page.upto}")

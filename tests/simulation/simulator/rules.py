@@ -27,8 +27,8 @@ from simulator import speakers
 
 #: Rules of the shell.
 SHELLS = (
-    "last-page", "persist-before-send", "journal-first", "token", "builds-on", "unsure", "joined-first",
-    "handed-over", "level",
+    "last-page", "persist-before-send", "journal-first", "token", "builds-on", "unsure", "stranded",
+    "joined-first", "handed-over", "level",
 )  # fmt: skip
 
 RULES = {
@@ -46,6 +46,7 @@ RULES = {
     "token": "a node that has not reached a reader's token does not answer",
     "builds-on": "nor does it take a write of an agent that has seen more",
     "unsure": "nor a retry for a memory that a sync brought ahead of its vector, and of what is in it",
+    "stranded": "what a sync brought of an actor that has ended, and no vector will have, is told of and pulled",
     "drift": "rule 10: a change from the future waits",
     "operations": "rule 11: a retry is answered, not applied again",
     "forgotten": "a late page does not bring a record back whose tombstone was dropped",
