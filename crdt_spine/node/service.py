@@ -79,9 +79,7 @@ class Service:
         except Unreadable:
             self.load.totals["refused"] += 1
             return
-        inbox, _, _ = message.reply.rpartition(
-            "."
-        )  # its last token is the request's: answers to several share a message
+        inbox = message.reply.rpartition(".")[0]  # its last token is the request's: answers to several share a message
         token = request.token
         now = time.time_ns() // 1_000_000
         for operation in request.operations:

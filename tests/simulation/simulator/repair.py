@@ -172,12 +172,14 @@ class Repair:
         if partition.waiting:
             return True
         heard = self.heard.get(source)
-        if heard is None:
-            return False
-        if self.node.replica.lacks_stranded(number, heard):
+        if self._lacks_stranded(number, source):
             self.node.cluster.counts["stranded elsewhere"] += 1
             return True
-        return not within(heard.vectors.get(number, {}), partition.vector)
+        return heard is not None and not within(heard.vectors.get(number, {}), partition.vector)
+
+    def _lacks_stranded(self, number: int, source: str) -> bool:
+        heard = self.heard.get(source)
+        return heard is not None and self.node.replica.lacks_stranded(number, heard)
 
     def compare(self) -> None:
         """Make partitions what a peer's are, where the own disk can't be believed, until none is left."""
@@ -317,7 +319,7 @@ class Repair:
             node.boundary("after a page")
             if page.next is None:
                 del self.syncs[sync.number]
-                if self.heard[sync.source].stranded:
+                if self._lacks_stranded(sync.number, sync.source):
                     node.replica.look_for_stranded(sync.number)
                 if sync.whole:
                     node.compared(sync.number)
