@@ -285,8 +285,11 @@ class Updates(AsyncIterator[Update]):
         if not within(update.version, self._positions[number]):
             self._ahead[update.id] = (number, update.version)
         looks = _looks(update.kind, memory)
+        # Another feed tells again what lies beyond the position. So does one that is behind, which tells what there is
+        # now: a write that a second coordinator repeated is a newer version of the same.
+        behind = not within(update.version, update.position)
         told = self._told.get(update.id)
-        if told is not None and told[1] == looks and told[0] != source.id:
+        if told is not None and told[1] == looks and (behind or told[0] != source.id):
             source.taken += 1
             return
         self._told[update.id] = (source.id, looks)
