@@ -16,9 +16,10 @@ from crdt_spine.core.causality import version_text, within
 from crdt_spine.core.fences import outdated
 from crdt_spine.core.messages import Change, Get
 from crdt_spine.core.record import Record
+from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
 from crdt_spine.core.strong_operation import Answer, Ask, fence_of
-from crdt_spine.core.whole import operations_of, refusal_text, refused_as, written_whole
+from crdt_spine.core.whole import is_past, operations_of, refusal_text, refused_as, written_whole
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import STRONG_REMEMBERED_MAX
 
@@ -28,23 +29,35 @@ class Past:
 
     def __init__(self) -> None:
         self.first: int | None = None  # the node's own changes from this one on were made in it
+        self.steady: int | None = None  # and those from this one on stamped by its clock as it runs since
         self.sealed: OrderedDict[str, None] = OrderedDict()  # memories that were written whole
         self.refused: OrderedDict[str, tuple[str, str]] = OrderedDict()  # operation -> error, message
 
     def wrote(self, id: str, n: int) -> None:
         """A memory was written whole by the own change `n`."""
         self.first = n if self.first is None else self.first
+        self.steady = n if self.steady is None else self.steady
         _keep(self.sealed, id, None)
 
-    def refuse(self, answer: Answer, record: Record | None, time: int) -> bool:
-        """Remember it, if this is a refusal. False: so must the memory, as another attempt may be on its way to who is
-        primary then."""
+    def done_on(self, record: Record | None, actor: str, time: int) -> tuple[str, ...]:
+        """The operations that a memory remembers, unless the last one is long ago: its primary's own in this term, by
+        the clock that stamped it. `time` is a hybrid time of now."""
+
+        def is_long_ago(origin: Origin) -> bool:
+            own = origin.actor == actor and self.steady is not None and origin.n >= self.steady
+            return own and is_past(origin.time, time)
+
+        return operations_of(record, is_long_ago)
+
+    def refuse(self, answer: Answer, done: tuple[str, ...]) -> bool:
+        """Remember it, if this is a refusal. False: so must the memory, which remembers `done`, as another attempt may
+        be on its way to who is primary then."""
         ask = answer.ask
         if answer.outcome != "not applied":
             return True
         _keep(self.refused, ask.operation_id, (answer.error, answer.message))
         refused = remembered(answer)
-        return not refused or refused in operations_of(record, time)
+        return not refused or refused in done
 
 
 def remembered(answer: Answer) -> str:
@@ -54,13 +67,14 @@ def remembered(answer: Answer) -> str:
 
 
 def decide(
-    replica: Replica, past: Past, number: int, ask: Ask, record: Record | None, time: int, newer: int = 0
+    replica: Replica, past: Past, number: int, ask: Ask, record: Record | None, time: int, done: tuple[str, ...],
+    newer: int = 0,
 ) -> Change | Answer:  # fmt: skip
     """The change that does the operation at the hybrid time `time`, or what is to be said where there is nothing to do:
-    it is a read, was done already, or is refused. `newer` is a token of its lock that others know, 0: none."""
+    it is a read, is `done` already, or is refused. `newer` is a token of its lock that others know, 0: none."""
     if isinstance(ask.operation, Get):
         return Answer(ask)
-    id, done = ask.operation.id, operations_of(record, time)
+    id = ask.operation.id
     if ask.operation_id in done or _was_done(replica, past, number, ask):
         return Answer(ask, version=_version_of(replica, ask, record))
     if ask.operation_id in past.refused:
@@ -77,7 +91,7 @@ def decide(
         message = outdated(fence, max(newer, replica.fences.newest(fence.lock)))
         return Answer(ask, error="FenceRejected", message=message, outcome="not applied")
     try:
-        change = written_whole(ask.operation, record, time, ask.agent, ask.operation_id)
+        change = written_whole(ask.operation, record, time, ask.agent, ask.operation_id, done)
     except Refused as refusal:
         return Answer(ask, error=refusal.error, message=str(refusal), outcome="not applied")
     if ask.seen is not None and record is not None and record.alive and not within(record.version, ask.seen):

@@ -41,7 +41,7 @@ from crdt_spine.core.retirement import Retirement, disk_node
 from crdt_spine.core.stranded import fingerprint
 from crdt_spine.core.strays import OwnStrays
 from crdt_spine.core.terms import Promises
-from crdt_spine.core.whole import operations_of
+from crdt_spine.core.whole import forgettable
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
     BATCH_BYTES_TARGET,
@@ -139,6 +139,7 @@ class Replica:
         self._awaited: dict[tuple[int, str], bool] = {}  # (partition, actor) -> is this node's acknowledgement?
         self._turn = self._new_turn()
         self._touched: set[int] = set()
+        self._remembering: dict[int, dict[str, float]] = {}  # partition -> tombstone -> when it was first to be dropped
         self._coordinated: set[int] = set()
         self._under_way = 0  # turns that are closed and not durable
         self._closed: frozenset[int] = frozenset()  # partitions that go
@@ -192,6 +193,7 @@ class Replica:
             self.promises.forget(number)
             del self.partitions[number], self.durable[number]
             self.stranded.pop(number, None)
+            self._remembering.pop(number, None)
         self.operations.keep(peers)
         for number in peers.keys() - self.partitions.keys():
             self.partitions[number] = Partition(number, self.records, self.clock)
@@ -507,11 +509,11 @@ class Replica:
         own = (self.retirement.region, self.node)
         return "incomplete" if all(node_of(actor) == own for actor in have) else "too late"
 
-    def collect(self, number: int, tombstones: Iterable[Record], now: int) -> int:
-        """Forget those of a partition's tombstones that every replica has, but for retired ones; how many. One
-        that knows of strong operations at `now` (milliseconds) stays: who tries them again is to hear what came of
+    def collect(self, number: int, tombstones: Iterable[Record], at: float) -> int:
+        """Forget those of a partition's tombstones that every replica has, but for retired ones; how many. One that
+        knows of strong operations stays for a while, in seconds of `at`: who tries them again is to hear what came of
         them."""
-        tombstones = (one for one in tombstones if not operations_of(one, now << 16))
+        tombstones = forgettable(tombstones, self._remembering.setdefault(number, {}), at)
         peers = self.peers[number]
         retired = [node for node in peers if self.retirement.is_away(node)]
         return self.partitions[number].collect(tombstones, [node for node in peers if node not in retired], retired)

@@ -44,6 +44,7 @@ TICK_SECONDS: Final = 0.02
 BOUND_MILLISECONDS: Final = 100  # how far ahead of now stamps may go after a round
 HEDGE_SECONDS: Final = 0.05  # a replica that has not answered for so long is not waited for alone
 AGAIN_SECONDS: Final = 0.05  # between two rounds for one operation
+CLOCK_STEP_MILLISECONDS: Final = 1_000  # a clock that differs by more from before was set
 CONFIRM_SECONDS: Final = 0.15  # for acknowledgements to come, before it is asked for them
 PULL_SECONDS: Final = 0.03  # for a delta to come that others have already
 ROUND_SECONDS_MAX: Final = 1.0  # then its answer is not expected any more
@@ -108,6 +109,7 @@ class Strong:
         self._outbox: dict[str, tuple[dict[int, tuple[int, int]], list[Operation]]] = {}
         self._effects: list[Effect] = []
         self._ticked = float("-inf")
+        self._clocks_apart = 0.0  # by how many milliseconds the wall clock is ahead of the one that is never set
         self.dirty = False  # there is something in the replica's open turn; whoever commits it says so by False
 
     # -- inputs -----------------------------------------------------------------------------------------------------
@@ -191,7 +193,12 @@ class Strong:
     # -- the turn ---------------------------------------------------------------------------------------------------
 
     def turn(self, now: int, at: float) -> list[Effect]:
-        """Go on with everything; what is to be done, in order."""
+        """Go on with everything; what is to be done, in order. `now`: the wall clock, milliseconds; `at`: a clock that
+        is never set, seconds."""
+        if abs(now - at * 1000 - self._clocks_apart) > CLOCK_STEP_MILLISECONDS:
+            self._clocks_apart = now - at * 1000
+            for each in self.leads.values():
+                each.past.steady = None
         if at - self._ticked >= TICK_SECONDS:
             self._ticked = at
             for number, sent in list(self._sent.items()):
@@ -373,9 +380,10 @@ class Strong:
                     self._effects.append(Pull(lead.number, source))
             return
         time = max(replica.clock.highest + 1, now << 16, (lead.floor + 1) << 16)
-        found = decide(replica, lead.past, lead.number, ask, record, time, operation.refused_fence)
+        done = lead.past.done_on(record, replica.actor, time)
+        found = decide(replica, lead.past, lead.number, ask, record, time, done, operation.refused_fence)
         refused = remembered(found) if isinstance(found, Answer) else ""
-        if isinstance(found, Answer) and lead.past.refuse(found, record, time) and not lead.must_seal(id):
+        if isinstance(found, Answer) and lead.past.refuse(found, done) and not lead.must_seal(id):
             found.final = bool(refused)
             found.record, version = record, {} if record is None else record.version
             if version != operation.have:
@@ -389,7 +397,7 @@ class Strong:
         elif isinstance(found, Answer):
             found.final = bool(refused)
             operation.answer = found
-            self._write(lead, operation, seal(id, record, time, refused), at)
+            self._write(lead, operation, seal(id, record, time, done, refused), at)
         else:
             self._write(lead, operation, found, at)
 

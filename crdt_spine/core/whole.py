@@ -10,9 +10,14 @@ and the times of before. CASPaxos (Rystsov 2018) has the same idea: a read is an
 What is written whole also says which operations were done on the memory lately. So whoever is primary next knows, from
 the memory alone, whether an operation that is tried again was done, in a past that counts, or is dead. One that is
 tried again and refused is remembered as well: its first attempt may still be on its way, and must not be done then.
+
+They are forgotten after `REMEMBERED_SECONDS`, by one's own clock. Stamps of others say nothing about how long ago it
+was, nor do one's own from before the clock was set: a clock that was an hour behind makes what was just done look old.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -23,14 +28,16 @@ from crdt_spine.core.record import Record, apply
 from crdt_spine.core.registers import Origin
 from crdt_spine.limits import STRONG_OPERATIONS_REMEMBERED_MAX, STRONG_OPERATIONS_REMEMBERED_SECONDS
 
-_REMEMBERED = int(STRONG_OPERATIONS_REMEMBERED_SECONDS * 1000) << 16  # as a hybrid time
+REMEMBERED_SECONDS = STRONG_OPERATIONS_REMEMBERED_SECONDS
 
 
 def written_whole(
-    operation: Store | Edit | Delete, record: Record | None, time: int, agent: str, operation_id: str
-) -> Change:
-    """The change of a strong write. Raises Refused (core/writes.py)."""
-    done = _bounded((*operations_of(record, time), operation_id))
+    operation: Store | Edit | Delete, record: Record | None, time: int, agent: str, operation_id: str,
+    done: tuple[str, ...],
+) -> Change:  # fmt: skip
+    """The change of a strong write; `done` are the operations before it that are to be remembered. Raises Refused
+    (core/writes.py)."""
+    done = _bounded((*done, operation_id))
     match operation:
         case Store():
             change = writes.store(operation, record, time, agent, operation_id)
@@ -45,10 +52,9 @@ def written_whole(
             return _whole(after, time, agent, operation_id, Strong(done, edit=True, carried=_carried(after)))
 
 
-def seal(id: str, record: Record | None, time: int, refused: str = "") -> Change:
-    """The change that changes nothing but that all below it is dead: in nobody's name. It remembers what was `refused`
-    (`refusal_text`)."""
-    done = operations_of(record, time)
+def seal(id: str, record: Record | None, time: int, done: tuple[str, ...], refused: str = "") -> Change:
+    """The change that changes nothing but that all below it is dead: in nobody's name. It remembers what was `done`,
+    and `refused` (`refusal_text`)."""
     if refused:
         done = _bounded((*done, refused))
     if record is None:
@@ -63,14 +69,34 @@ def seal(id: str, record: Record | None, time: int, refused: str = "") -> Change
     return _whole(record, time, record.life.value.agent, "", sealed)
 
 
-def operations_of(record: Record | None, time: int) -> tuple[str, ...]:
-    """The strong operations that were done on a memory lately, at the hybrid time `time`, and those that were refused.
-    "" as the first one says that earlier ones were left out. None where the last one is long ago."""
+def operations_of(record: Record | None, is_long_ago: Callable[[Origin], bool] | None = None) -> tuple[str, ...]:
+    """The strong operations that were done on a memory lately, and those that were refused. "" as the first one says
+    that earlier ones were left out. None where the last one `is_long_ago`."""
     strong = None if record is None else record.life.value.strong
-    if record is None or strong is None or record.life.origin.time + _REMEMBERED < time:
+    if record is None or strong is None or (is_long_ago is not None and is_long_ago(record.life.origin)):
         return ()
     operations: tuple[str, ...] = strong.operations
     return operations
+
+
+def is_past(earlier: int, later: int) -> bool:
+    """Is it long enough from one hybrid time to another one of the same clock to forget what was done?"""
+    return earlier + (int(REMEMBERED_SECONDS * 1000) << 16) < later
+
+
+def forgettable(tombstones: Iterable[Record], seen: dict[str, float], at: float) -> list[Record]:
+    """Of a partition's tombstones those that remember no operation, or were there when it was asked so long ago, in
+    seconds of a clock that is never set. `seen` is kept in between: when each was seen first."""
+    ripe: list[Record] = []
+    known, before = seen.copy(), at - REMEMBERED_SECONDS
+    seen.clear()
+    for one in tombstones:
+        if operations_of(one):
+            seen[one.id] = known.get(one.id, at)
+            if seen[one.id] >= before:
+                continue
+        ripe.append(one)
+    return ripe
 
 
 def refusal_text(operation_id: str, error: str) -> str:

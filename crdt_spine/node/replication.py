@@ -349,7 +349,7 @@ class Replication:
             if partition.tombstones:
                 found = self.store.tombstones(number, TOMBSTONES_AT_ONCE)
                 old = (tombstone for tombstone in found if tombstone.life.origin.time < oldest)
-                self.counts["tombstones_collected"] += self.replica.collect(number, old, now)
+                self.counts["tombstones_collected"] += self.replica.collect(number, old, time.monotonic())
         vectors = {number: partition.vector for number, partition in self.replica.partitions.items()}
         ahead = {number for number, actor in self.store.ahead(vectors) if self.replica.why_ended(actor)}
         for number in (ahead | self.replica.stranded.keys()) - self.pulling.busy:

@@ -93,9 +93,9 @@ class Execution:
                     change = writes.edit(edit, record, time, f"agent-{here}", "")
                 case "strong edit":
                     edit = Edit(i=0, id=id, content=content, importance=importance, metadata=keys)
-                    change = whole.written_whole(edit, record, time, f"agent-{here}", "")
+                    change = whole.written_whole(edit, record, time, f"agent-{here}", "", ())
                 case "strong read":
-                    change = whole.seal(id, record, time)
+                    change = whole.seal(id, record, time, ())
                 case _:
                     change = writes.delete(Delete(i=0, id=id), record, time, f"agent-{here}", "")
         except writes.Refused:

@@ -262,7 +262,7 @@ def whole(node: Node, operation: Edit | None = None) -> list[Delta]:
     record = node.records["m"]
     time = max(node.replica.clock.highest + 1, (NOW + 9) << 16)
     agent = f"agent of {node.name}"
-    change = seal("m", record, time) if operation is None else written_whole(operation, record, time, agent, "")
+    change = seal("m", record, time, ()) if operation is None else written_whole(operation, record, time, agent, "", ())
     node.replica.write_whole(0, change, "")
     return node.sent()
 

@@ -151,7 +151,7 @@ class Repair:
                 node.replica.look_for_stranded(number)
             if not partition.tombstones:
                 continue
-            collected = node.replica.collect(number, node.store.tombstones(number), node.now)
+            collected = node.replica.collect(number, node.store.tombstones(number), node.world.now / 1000)
             if collected:
                 node.cluster.counts["tombstones collected"] += collected
                 node.tell(f"forgets {collected} tombstones of partition {number}")

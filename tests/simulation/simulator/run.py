@@ -44,7 +44,7 @@ CHANGING_MILLISECONDS_MAX = 60_000  # for a change of the membership to end
 HEALING_MILLISECONDS = 15_000
 AGENTS = 6
 SPEAKERS = 2
-REMEMBERED_MILLISECONDS = 16_000  # a retried strong operation: stragglers of it come no later
+REMEMBERED_SECONDS = 16.0  # a retried strong operation: stragglers of it come no later
 CLAIMED = 2  # memories
 OPERATORS = 2
 WAITING_CHANGES_MAX = 5  # as few as may be held back, so that the bound is reached
@@ -82,7 +82,7 @@ def run(seed: int, without: str | None = None, scenario: Scenario | None = None,
     try:
         with (
             patch.object(replicas, "WAITING_CHANGES_MAX", WAITING_CHANGES_MAX),
-            patch.object(whole, "_REMEMBERED", REMEMBERED_MILLISECONDS << 16),
+            patch.object(whole, "REMEMBERED_SECONDS", REMEMBERED_SECONDS),
             patch.object(rounds, "partition_of", lambda id, partitions: int(id[1:]) % partitions),
             taken_away(without),
         ):
