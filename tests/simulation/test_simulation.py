@@ -75,6 +75,18 @@ def test_without_a_rule_some_seed_fails(rule: str) -> None:
     pytest.fail(f"no seed noticed that this is not kept: {RULES[rule]}")
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(1099, id="a primary an hour behind deletes, and the next one is asked again"),
+        pytest.param(2499, id="a primary an hour behind compares and sets, and the next one is asked again"),
+    ],
+)
+def test_strong_operations_that_once_went_wrong_are_well(seed: int) -> None:
+    outcome = run(seed)
+    assert not outcome.problem, outcome.read()
+
+
 def test_what_a_page_brought_of_a_node_that_was_given_up_comes_to_all() -> None:
     outcome = run(317, scenario=SCENARIOS["burials"])
     assert not outcome.problem, outcome.read()
