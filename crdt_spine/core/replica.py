@@ -129,6 +129,9 @@ class Replica:
         self.operations = Operations()
         self.stranded: dict[int, int] = {}  # partition -> fingerprint (core/stranded.py)
         self.actors: dict[str, str] = {}  # other nodes' names of now
+        self._former: set[str] = set()  # names that were heard, and then another one
+        self._heard: dict[str, int] = {}  # how often other nodes were heard
+        self._doubted: dict[str, int] = {}  # of names that were never heard, how often their node was by then
         self.epoch = 0  # of the membership
         self.dead: frozenset[str] = frozenset()  # the nodes that were given up
         self._announced: dict[str, int] = {}  # other nodes' epochs when they said last what they have
@@ -426,7 +429,9 @@ class Replica:
         """A peer's vectors: the writes that are done with them, and the partitions in which it has what is not here."""
         done: list[Waiting] = []
         behind: list[int] = []
+        self._heard[announcement.node] = self._heard.get(announcement.node, 0) + 1
         if self.actors.setdefault(announcement.node, announcement.actor) != announcement.actor:
+            self._former.add(self.actors[announcement.node])
             self.actors[announcement.node] = announcement.actor
             for number, known in self.partitions.items():
                 self.quorums[number].forget(announcement.node)
@@ -727,7 +732,17 @@ class Replica:
         if node in self.dead:
             others, quorum = set(self.peers[number]) - self.dead, self.quorums[number]
             return all(self._announced.get(one, -1) >= self.epoch and not quorum.has(one, actor, n) for one in others)
-        return actor != (self.actor if node == self.node else self.actors.get(node, actor))
+        return self._has_gone_on(node, actor)
+
+    def _has_gone_on(self, node: str, actor: str) -> bool:
+        """Has a node another name than this by now? One that was never heard may be newer than what was heard last: it
+        is a former one once the node was heard twice more under another. What it said before may come late, once."""
+        if node == self.node:
+            return actor != self.actor
+        if self.actors.get(node, actor) == actor:
+            return False
+        heard = self._heard[node]
+        return actor in self._former or heard > self._doubted.setdefault(actor, heard) + 1
 
     def _former_actors(self, announcement: Announcement, partition: Partition) -> list[str]:
         """Whom changes wait for that nobody sends any more: what a node lost with its disk it has lost, and its changes

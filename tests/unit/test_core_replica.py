@@ -357,6 +357,7 @@ def test_an_operation_that_two_coordinators_took_is_known_by_the_change_that_is_
 
 
 def test_an_operation_that_was_heard_of_and_lost_is_applied(a: Node, b: Node) -> None:
+    b.hears(a)
     a.write(store(acks=1), "op")
     a.turn()
     b.merges(msgspec.structs.replace(a.page({}), records=[], next="m"))
@@ -407,6 +408,7 @@ def test_what_another_one_has_of_a_node_that_was_given_up_is_waited_for(a: Node,
 
 
 def test_a_lost_operation_whose_record_came_ahead_of_its_vector_is_not_applied_twice(a: Node, b: Node, c: Node) -> None:
+    b.hears(a)
     a.write(store(acks=1))
     a.turn()
     a.write(edit(add=("x",)), "op")
@@ -662,10 +664,27 @@ def test_whether_a_retry_was_done_is_not_known_where_a_sync_broke_off(a: Node, b
 
 
 def test_what_its_nodes_disk_took_along_leaves_nobody_unsure(a: Node, b: Node, c: Node) -> None:
+    b.hears(a)
     a.write(store(), "op")
     a.turn()
     b.merges(msgspec.structs.replace(a.page({}), next="m", operations={}))
     b.hears(c, Node("a", incarnation="2"))  # which has nothing, nor has anybody else
+    assert not b.replica.is_unsure(0, "m")
+
+
+def test_a_name_that_was_not_heard_yet_is_not_a_former_one(a: Node, b: Node, c: Node) -> None:
+    """A page told of a node's new name before the node itself could: what it had done under it was taken for lost, and
+    done again when it was tried again."""
+    b.hears(a)
+    new = Node("a", incarnation="2")
+    new.write(store(), "op")
+    new.turn()
+    b.merges(msgspec.structs.replace(new.page({}), next="m"))
+    b.hears(c)
+    assert b.replica.is_unsure(0, "m")
+    b.hears(a)  # what was on its way from before
+    assert b.replica.is_unsure(0, "m")
+    b.hears(Node("a", incarnation="3"))  # by now it has lost its disk again
     assert not b.replica.is_unsure(0, "m")
 
 
