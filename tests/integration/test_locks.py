@@ -632,7 +632,7 @@ async def test_what_a_command_writes_under_its_lock_is_fenced(one: RunningCluste
         code, out, err = await command(
             one, "lock", "run", "guard", "--", sys.executable, "-m", "crdt_spine.cli.main", *words
         )
-        assert (code, out, err) == (0, "guarded\n", "")
+        assert (code, out) == (0, "guarded\n"), err
         async with a.lock("guard") as first:
             code, out, _ = await command(one, "update", "guarded", "--content", "2", "--fence", str(first.token))
             assert (code, out) == (0, "guarded\n")
