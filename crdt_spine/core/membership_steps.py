@@ -14,7 +14,8 @@ member at any time, and no step follows before everybody has confirmed the one b
   nobody came, enough others must have what there was. Once all have confirmed that, and enough others have everything
   that was there then, it is dropped.
 - A dead node's seat counts for nothing from the beginning, nobody waits for its word, and it is dropped once who came
-  in its place is settled; where nobody came, once enough others have what there was. What it sends is refused from then on, for ever (`refuses`).
+  in its place is settled; where nobody came, once enough others have what there was. What it sends is refused from
+  then on, for ever (`refuses`).
 - Turned back: whoever came and is no member yet is dropped; where it is, the old owner becomes a member again first,
   unless it dies meanwhile: then who came stays.
 
