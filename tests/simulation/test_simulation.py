@@ -81,6 +81,7 @@ def test_without_a_rule_some_seed_fails(rule: str) -> None:
         pytest.param(1099, id="a primary an hour behind deletes, and the next one is asked again"),
         pytest.param(2499, id="a primary an hour behind compares and sets, and the next one is asked again"),
         pytest.param(9244, id="a page tells of a node's new name before the node itself does"),
+        pytest.param(7996, id="a change is turned back, and who had come dies with what one other has"),
     ],
 )
 def test_what_once_went_wrong_beside_strong_operations_is_well(seed: int) -> None:
