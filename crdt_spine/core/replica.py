@@ -705,8 +705,7 @@ class Replica:
         others = self.members if self.members is not None else {peer for peers in self.peers.values() for peer in peers}
         if node not in others:
             return f"no node of the cluster is called {node!r}"
-        newest = self.actors.get(node, actor)
-        return f"node {node} goes on as {newest}, without it" if newest != actor else ""
+        return f"node {node} goes on as {self.actors[node]}, without it" if self._has_gone_on(node, actor) else ""
 
     def _refuses(self, delta: Delta) -> bool:
         """Does a delta come from a retired disk, from one that never saw what was forgotten here, or from a node that

@@ -606,6 +606,7 @@ def test_what_a_lost_disk_had_is_unreachable_once_all_replicas_say_that_they_do_
     token = dict(a.vector)
     again, c = Node("a", incarnation="2"), Node("c")
     for node in (b, c):
+        node.hears(Node("a"))
         assert node.replica.unreachable(0, token, said(a, c)) is None, "its node may come back"
         node.hears(again)
         assert node.replica.may_be_unreachable(0, token)
@@ -682,6 +683,7 @@ def test_a_name_that_was_not_heard_yet_is_not_a_former_one(a: Node, b: Node, c: 
     b.merges(msgspec.structs.replace(new.page({}), next="m"))
     b.hears(c)
     assert b.replica.is_unsure(0, "m")
+    assert not b.replica.may_be_unreachable(0, new.vector), "a token with it is not stale"
     b.hears(a)  # what was on its way from before
     assert b.replica.is_unsure(0, "m")
     b.hears(Node("a", incarnation="3"))  # by now it has lost its disk again
@@ -713,6 +715,8 @@ def test_what_is_stranded_at_one_replica_comes_to_all_once_its_actor_has_ended(a
 
 
 def test_replicas_at_which_different_changes_are_stranded_pull_from_each_other(a: Node, b: Node, c: Node) -> None:
+    for node in (b, c):
+        node.hears(a)
     stranded(a, b, "m")
     stranded(a, c, "n")
     c.records.pop("m")  # it asked behind that id
