@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from crdt_spine import homing, levels, past, validation
+from crdt_spine import homing, levels, past, validation, wall_clock
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.lock_messages import LockState
 from crdt_spine.core.messages import Delete, Edit, Get, Query, Status, Store, Vector, Vectors
@@ -239,7 +238,7 @@ class Spine:
         expires: int | msgspec.UnsetType | None = msgspec.UNSET
         if ttl is not ...:
             milliseconds = validation.ttl_milliseconds(ttl)
-            expires = None if milliseconds is None else at_milliseconds(_now() + milliseconds)
+            expires = None if milliseconds is None else at_milliseconds(wall_clock.now() + milliseconds)
         operation = Edit(
             i=session.number(),
             id=validation.id(id),
@@ -520,7 +519,7 @@ class Spine:
     ) -> Store:  # fmt: skip
         """`beside`: a generated id lies in the partition of this key, else where the cluster's placement puts it."""
         milliseconds = validation.ttl_milliseconds(ttl)
-        now = _now()
+        now = wall_clock.now()
         distinct = validation.tags("tags", tags)
         if beside is None:
             beside = homing.placement_key(session.hello.placement, self.agent, distinct, tags)
@@ -573,7 +572,3 @@ def _query_number(selection: Selection, order: str, words: str | None) -> int:
     tags = [sorted(some) for some in (selection.tags, selection.any_tags, selection.not_tags)]
     same = [tags, selection.agent, selection.thread, selection.metadata, order, words]
     return zlib.crc32(msgspec.json.encode(same, order="deterministic"))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,6 +107,18 @@ class RunningCluster:
     def pid(self, id: str) -> int | None:
         """The process of a node, or of "broker"."""
         return next(child.pid for child in self.supervisor.children if child.id == id)
+
+    @contextlib.contextmanager
+    def stopped(self, *ids: str) -> Iterator[None]:
+        """These processes stand still (SIGSTOP), as one does whose machine is out of memory or asleep."""
+        pids = [pid for id in ids if (pid := self.pid(id)) is not None]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     # -- asking one node ---------------------------------------------------------------------------------------------
 

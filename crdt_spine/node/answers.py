@@ -7,12 +7,12 @@ agent's session joins that into its token.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.causality import Vector, join, join_into, within
 from crdt_spine.core.messages import Response, Result, Vectors, encode
 from crdt_spine.core.replica import Replica
@@ -98,7 +98,7 @@ class Answers:
         payload = encode(
             Response(
                 node=self.replica.node, results=results, seen=seen, strays=strays, epoch=self.serving.epoch,
-                down=self.down(), now=time.time_ns() // 1_000_000,
+                down=self.down(), now=wall_clock.now(),
             )
         )  # fmt: skip
         if len(payload) <= RESPONSE_BYTES_TARGET or len(results) == 1:

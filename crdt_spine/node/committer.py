@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 
 from crdt_spine.core.quorum import Waiting
-from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.core.replica import Replica
+from crdt_spine.core.turn import Turn
 from crdt_spine.node.worker import Worker
 from crdt_spine.storage.engine import Engine, StorageFull
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 
+from crdt_spine import wall_clock
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.messages import Delete
 from crdt_spine.core.replica import Refused, Replica
@@ -49,9 +50,9 @@ class Expiry:
         while True:
             await asyncio.sleep(EXPIRE_SECONDS / (4 if self.load.waiting or self.parking.occupied else 2))
             self.load.look()
-            self.coordinator.failed(self.replica.expire(_now()))
+            self.coordinator.failed(self.replica.expire(wall_clock.now()))
             self.parking.look_again()
-            mute = self.committer.full or self.serving.closed or self.admission.abstains(_now())
+            mute = self.committer.full or self.serving.closed or self.admission.abstains(wall_clock.now())
             if time.monotonic() - expired >= EXPIRE_SECONDS and not mute:
                 expired = time.monotonic()
                 self._delete()
@@ -66,16 +67,12 @@ class Expiry:
             replicas = self.seats.layout.replicas[number]
             first = next((node for node in replicas if node in present), "")
             mine = first == here and number in self.serving.writable
-            if mine and record is not None and record.alive and record.expired(at_milliseconds(_now())):
+            if mine and record is not None and record.alive and record.expired(at_milliseconds(wall_clock.now())):
                 with contextlib.suppress(Refused):
-                    self.replica.delete_expired(number, Delete(i=0, id=id), _now())
+                    self.replica.delete_expired(number, Delete(i=0, id=id), wall_clock.now())
                     self.committer.touch()
 
     def _expired(self) -> list[str]:
         """Memories past their time, some of those in the tables and all that are not there yet."""
-        now = at_milliseconds(_now())
+        now = at_milliseconds(wall_clock.now())
         return self.store.expired(now) + self.engine.expired(now, EXPIRED_AT_ONCE)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -29,8 +29,9 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.record import Record, same_memory
-from crdt_spine.core.replica import Event, Replica
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.selection import Selection
+from crdt_spine.core.turn import Event
 from crdt_spine.limits import BATCH_BYTES_TARGET, FEEDS_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.view import encoded

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from crdt_spine import wall_clock
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.limits import OPERATIONS_REMEMBERED_MAX
 from crdt_spine.node.committer import Committer
@@ -103,7 +103,7 @@ class Flusher:
         async with self._one:
             if first is not None:
                 await first()
-            flush = self.store.begin_flush(self.checkpoint(), at_milliseconds(time.time_ns() // 1_000_000))
+            flush = self.store.begin_flush(self.checkpoint(), at_milliseconds(wall_clock.now()))
             written = False
             try:
                 # The turn that is open at this instant is in the flush, but its operation ids are in the journal alone:

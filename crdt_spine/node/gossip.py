@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.gossip import Gossip, Health, read
 from crdt_spine.core.messages import NodeState, Rumours, Unreadable, Vectors, encode
 from crdt_spine.core.subjects import Subjects
@@ -57,7 +58,7 @@ class Gossiper:
         members: Callable[[], Collection[str]],
         fares: Callable[[], Fares],
     ) -> None:
-        self.gossip = Gossip(node, zone, time.time_ns() // 1_000_000, time.monotonic())
+        self.gossip = Gossip(node, zone, wall_clock.now(), time.monotonic())
         self.node = node
         self.transport = transport
         self.subjects = subjects

@@ -31,6 +31,7 @@ from typing import Any
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.config import LimitsConfig
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.levels import Overrides
@@ -41,9 +42,10 @@ from crdt_spine.core.messages import (
     encode,
 )
 from crdt_spine.core.quorum import Waiting
-from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.retirement import Retirement
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
+from crdt_spine.core.turn import Turn
 from crdt_spine.node.admission import Admission
 from crdt_spine.node.answers import Answers
 from crdt_spine.node.committer import Committer
@@ -384,7 +386,7 @@ class Node:
             self.coordinator.done(done)
 
     def _abstains(self) -> bool:
-        return self.admission.abstains(_now())
+        return self.admission.abstains(wall_clock.now())
 
     def _take_feed(self, message: Message) -> None:
         self.feeds.take(message, self.serving.closed)
@@ -399,7 +401,7 @@ class Node:
     def _introduce(self, message: Message) -> None:
         if message.reply:
             hello = msgspec.structs.replace(
-                self.seats.hello, node=self.id, state=self.state, now=_now(), down=self.health.away
+                self.seats.hello, node=self.id, state=self.state, now=wall_clock.now(), down=self.health.away
             )
             self.transport.send(message.reply, encode(hello))
 
@@ -415,7 +417,3 @@ class Node:
 def _joined(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("this node could not join the cluster", exc_info=task.exception())
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.messages import Operation, Request, Result, Vectors
 from crdt_spine.core.placement import partition_of
 from crdt_spine.core.replica import Replica
@@ -71,7 +72,7 @@ class Parking:
         """More is durable, or time has passed."""
         if not self._parked:
             return
-        now, wall = time.monotonic(), time.time_ns() // 1_000_000
+        now, wall = time.monotonic(), wall_clock.now()
         parked, self._parked = self._parked, []
         for one in parked:
             operation = one.operation

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core import codec
 from crdt_spine.core.causality import Vector, missing, within
 from crdt_spine.core.messages import SyncPage, SyncRequest, Unreadable, encode
@@ -239,7 +240,7 @@ class Pulling:
                     if number not in self.replica.partitions:
                         return False
                     began = time.thread_time()
-                    self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, _now())
+                    self.replica.merge_page(page, encode(page) if b"\n" in raw else raw, wall_clock.now())
                     self.share.spent(time.thread_time() - began, len(page.records))
             except (TimeoutError, NobodyListens, Disconnected) as error:
                 log.info("the sync of partition %d from %s broke off: %r", number, source, error)
@@ -266,7 +267,3 @@ class Pulling:
     def close(self) -> None:
         for task in list(self._syncs.values()):
             task.cancel()
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

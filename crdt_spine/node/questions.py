@@ -7,11 +7,11 @@ and steward.py find the answers.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.messages import Conflicts, History, Query, Reshape, Result, Status
 from crdt_spine.core.placement import partition_of
@@ -49,7 +49,7 @@ class Questions:
         durable = self.replica.durable
         vectors = {number: durable[number] for number in partitions if number in durable}  # before the picture is taken
         try:
-            result = await self.queries.answer(operation, partitions, at_milliseconds(time.time_ns() // 1_000_000))
+            result = await self.queries.answer(operation, partitions, at_milliseconds(wall_clock.now()))
             if operation.keys and self.strays is not None:
                 result = msgspec.structs.replace(result, elsewhere=self.strays.elsewhere(operation, partitions))
         except Exception as error:

@@ -6,10 +6,9 @@ quorum_reads.py, a strong one through strong_requests.py.
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.document import Document, key_of, part
@@ -135,7 +134,7 @@ class Reads:
             )  # fmt: skip
             self.answers.add(asking.inbox, result)
             return
-        record, now = question.record, _now()
+        record, now = question.record, at_milliseconds(wall_clock.now())
         demand = None if asking.operation.level is None else self.levels.demand(asking.operation, record)
         if demand is not None and self.levels.more_is_demanded(asking.inbox, asking.operation, demand):
             return
@@ -167,7 +166,11 @@ class Reads:
         self.load.reads += 1
         self.load.counts[number] += 1
         record = self.store.get(operation.id)
-        found = None if record is None or not record.alive or record.expired(_now()) else _part(record, operation)
+        found = (
+            None
+            if record is None or not record.alive or record.expired(at_milliseconds(wall_clock.now()))
+            else _part(record, operation)
+        )
         self.answers.add(inbox, Result(i=operation.i, document=found), number)
         return True
 
@@ -182,7 +185,3 @@ def _part(record: Record, operation: GetDocument) -> DocumentPart:
     return DocumentPart(
         key=key, content=content if document.base == b"" else None, seen=document.seen, base=document.base, tail=tail
     )
-
-
-def _now() -> int:
-    return at_milliseconds(time.time_ns() // 1_000_000)

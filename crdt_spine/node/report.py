@@ -9,6 +9,7 @@ import os
 import time
 from typing import Any
 
+from crdt_spine import wall_clock
 from crdt_spine.core.causality import missing
 from crdt_spine.core.drift import describe
 from crdt_spine.core.messages import NodeState
@@ -115,7 +116,7 @@ class Report:
     def _problem(self) -> str | None:
         ahead = self.replication.clock_ahead
         clock = f"its clock is {describe(ahead)}: it takes no writes" if ahead else ""
-        if not clock and (stamps := self.admission.stamps_ahead(_now())):
+        if not clock and (stamps := self.admission.stamps_ahead(wall_clock.now())):
             clock = (
                 f"its clock was wrong, and its stamps are {stamps / 1000:.1f} s ahead: it takes no writes until then"
             )
@@ -127,7 +128,7 @@ class Report:
         """How old the oldest tombstone is (by those in the tables; others are younger), for which replicas tombstones
         that are old enough stay, for how many seconds those have been silent, and which disks are retired."""
         replication, retirement = self.replication, self.replica.retirement
-        now = _now()
+        now = wall_clock.now()
         ages = {
             number: ((now - (tombstone.life.origin.time >> 16)) / 1000, tombstone)
             for number, tombstone in replication.oldest_tombstones().items()
@@ -168,7 +169,3 @@ class Report:
             "sync_pages_taken": replication.pulling.share.pages,
             "sync_seconds_taking": round(replication.pulling.share.seconds, 3),
         }
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -13,10 +13,9 @@ sent elsewhere ("Behind"). Writes are answered when their quorum is reached.
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.messages import (
     Conflicts,
     Get,
@@ -81,7 +80,7 @@ class Service:
             return
         inbox = message.reply.rpartition(".")[0]  # its last token is the request's: answers to several share a message
         token = request.token
-        now = time.time_ns() // 1_000_000
+        now = wall_clock.now()
         for operation in request.operations:
             if not self._attempt(inbox, operation, token, request, now):
                 self.parking.park(inbox, operation, token, request)
@@ -137,5 +136,5 @@ class Service:
 
     def _go_on(self, inbox: str, operation: Operation, token: Vectors) -> None:
         """An operation that has another token now."""
-        if not self._attempt(inbox, operation, token, None, time.time_ns() // 1_000_000):
+        if not self._attempt(inbox, operation, token, None, wall_clock.now()):
             self.parking.park(inbox, operation, token)

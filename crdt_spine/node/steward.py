@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from typing import Any, Final
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.membership import Member, Membership, described
 from crdt_spine.core.membership_changes import proposed
@@ -161,7 +161,7 @@ class Steward:
             if wanted["kind"] == "add" and wanted["node"] == self.seats.node and wanted["node"] in current.members:
                 break
             self._check_down(current, wanted)
-            after = proposed(current, by=by, now=time.time_ns() // 1_000_000, **wanted)
+            after = proposed(current, by=by, now=wall_clock.now(), **wanted)
             if await self.register.replace(current, after):
                 log.warning("epoch %d: %s", after.epoch, described(after))
                 break

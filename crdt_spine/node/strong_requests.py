@@ -6,11 +6,11 @@ for a token.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.messages import Delete, Get, Operation, Query, Result, Store, Vectors
 from crdt_spine.core.replica import Replica
@@ -76,7 +76,7 @@ class StrongRequests:
                 final=answer.final,
             )  # fmt: skip
         if isinstance(operation, Get):
-            if record is None or not record.alive or record.expired(at_milliseconds(time.time_ns() // 1_000_000)):
+            if record is None or not record.alive or record.expired(at_milliseconds(wall_clock.now())):
                 return Result(i=operation.i)
             return Result(i=operation.i, memory=msgspec.Raw(encoded(record, self.replica.documents)))
         ticket.record = record

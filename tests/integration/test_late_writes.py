@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,16 +11,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group(
 
 Cluster = Any
 COUNT = 12  # each third of them has the node that stands still for its coordinator
-
-
-@contextmanager
-def stopped(cluster: Cluster, node: str) -> Iterator[None]:
-    pid = cluster.pid(node)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def everywhere(cluster: Cluster, expected: dict[str, str | None]) -> bool:
@@ -46,7 +32,7 @@ async def test_what_was_overwritten_and_deleted_meanwhile_stays_so(cluster: Clus
         kept, gone = [f"kept-{n}" for n in range(COUNT)], [f"gone-{n}" for n in range(COUNT)]
         await asyncio.gather(*[spine.store("first", id=id) for id in (*kept, *gone)])
         await spine.wait_for(spine.token)
-        with stopped(cluster, "spine-1"):
+        with cluster.stopped("spine-1"):
             async with asyncio.timeout(60):
                 await asyncio.gather(*[spine.update(id, content="second") for id in kept])
                 await asyncio.gather(*[spine.update(id, content="third") for id in kept])

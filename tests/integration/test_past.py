@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ async def test_what_only_one_replica_has_is_found_however_badly_that_one_does(
         expected = [("lonely", "content", "by two", "by one", "bob", "eve")]
         for answers in cluster.ids:
             others = [node for node in cluster.ids if node != answers]
-            with stopped(cluster, *others):
+            with cluster.stopped(*others):
                 session = spine._live
                 for node in others:
                     session.health.fail(node, "slow", asyncio.get_running_loop().time())
@@ -267,7 +267,7 @@ async def test_what_only_one_replica_has_is_found_however_badly_that_one_does(
             assert await spine.conflicts("lonely") == of_it
         await cluster.bring_back(three)
         monkeypatch.setattr(past, "PAST_SECONDS_MAX", 1.0)
-        with stopped(cluster, three):
+        with cluster.stopped(three):
             assert await spine.conflicts("lonely") == of_it, "who answers in time is enough"
 
 
@@ -306,18 +306,6 @@ async def level(cluster: RunningCluster, id: str, *nodes: str) -> bool:
 
 async def has(cluster: RunningCluster, node: str, id: str, content: str | None) -> bool:
     return (await cluster.contents_at(node, [id]))[id] == content
-
-
-@contextlib.contextmanager
-def stopped(cluster: RunningCluster, *nodes: str) -> Iterator[None]:
-    pids = [pid for node in nodes if (pid := cluster.pid(node)) is not None]
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def said(conflict: Conflict) -> tuple[str, str, Any, Any, str, str]:

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -101,18 +101,6 @@ async def readers(cluster: Cluster, mark: str, count: int = 3) -> AsyncIterator[
                 task.cancel()
 
 
-@contextlib.contextmanager
-def stopped(cluster: Cluster, *nodes: str) -> Iterator[None]:
-    pids = [cluster.pid(node) for node in nodes]
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
 async def used_by(found: list[Reader], node: str) -> None:
     """Wait until all of them read there."""
     for reader in found:
@@ -125,7 +113,7 @@ async def used_by(found: list[Reader], node: str) -> None:
 async def test_a_stopped_node_costs_each_reader_one_hedged_read_and_no_error(cluster: Cluster, mark: str) -> None:
     async with readers(cluster, mark) as found:
         won = [reader.session.counts["hedges_won"] for reader in found]
-        with stopped(cluster, "spine-1"):
+        with cluster.stopped("spine-1"):
             for reader in found:
                 reader.took.clear()
                 reader.hedged_from.clear()
@@ -145,7 +133,7 @@ async def test_a_stopped_node_costs_each_reader_one_hedged_read_and_no_error(clu
 
 async def test_writes_go_on_while_a_node_is_stopped_and_each_is_there_once(cluster: Cluster, mark: str) -> None:
     async with readers(cluster, mark, 1) as found, cluster.spine("writer", timeout=TIMEOUT_SECONDS) as writer:
-        with stopped(cluster, "spine-2"):
+        with cluster.stopped("spine-2"):
             sent = sends(writer)
             stored = [await writer.store(f"{n}", tags=[mark]) for n in range(60)]  # a third of them is at home there
             assert 1 <= sent.count("spine-2") <= 5, "it was found out once, not with each of them"
@@ -198,7 +186,7 @@ async def test_with_one_node_left_what_needs_no_quorum_goes_on_at_once(cluster: 
             if how == "killed":
                 await cluster.kill("spine-1", "spine-2")
             else:
-                stack.enter_context(stopped(cluster, "spine-1", "spine-2"))
+                stack.enter_context(cluster.stopped("spine-1", "spine-2"))
             try:
                 for level in ("read-your-writes", "eventual"):
                     for memory in stored[:10]:  # the first moment
