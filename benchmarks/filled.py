@@ -22,13 +22,13 @@ import msgspec
 from benchmarks.million import memories
 from crdt_spine.config import load
 from crdt_spine.core import writes
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Store
 from crdt_spine.core.placement import generated_id
 from crdt_spine.core.record import apply
 from crdt_spine.core.registers import Origin
-from crdt_spine.core.replica import actor_name
 from crdt_spine.node.process import hello_of
 from crdt_spine.storage.engine import Checkpoint, PartitionSummary
 from crdt_spine.storage.records import RecordStore

@@ -21,10 +21,11 @@ import msgspec
 from benchmarks.core import Records
 from benchmarks.million import memories
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Delta, Edit, Store, Write
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.storage.engine import Checkpoint
 from crdt_spine.storage.records import RecordStore
 from crdt_spine.storage.sqlite import SqliteEngine

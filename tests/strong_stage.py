@@ -10,9 +10,10 @@ import msgspec
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name, node_of
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Delete, Delta, Edit, Get, Round, Rounded, Store, SyncPage, encode
-from crdt_spine.core.replica import Entry, Replica, actor_name, node_of
+from crdt_spine.core.replica import Entry, Replica
 from crdt_spine.core.rounds import Inheritance, answer, vouched
 from crdt_spine.core.strong import Answer, Ask, Pull, Send, Strong
 

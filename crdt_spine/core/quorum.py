@@ -28,17 +28,21 @@ class Waiting(msgspec.Struct, eq=False):
 _n = attrgetter("n")
 
 
-def awaited(
-    number: int, coordinator: str, replicas: Iterable[str], write_quorum: int, away: Collection[str] = ()
-) -> list[str]:
+def awaited(coordinator: str, replicas: Iterable[str], write_quorum: int, away: Collection[str] = ()) -> list[str]:
     """For which of a partition's `replicas` (those that count) a change of the `coordinator` waits, were it up to them:
-    as many as make a majority with it, or the write quorum, whichever is more, of those that are not `away`. All know
-    one order, another one in each partition. The others have no hurry: their word counts as well, and is needed where
-    one of these is slow."""
-    names = sorted({*replicas} - {coordinator})
-    shift = number % max(1, len(names))
+    as many as make a majority with it, or the write quorum, whichever is more, of those that are not `away`, in an
+    order that all know. The others have no hurry: their word counts as well, and is needed where one of these is
+    slow."""
+    names = after(coordinator, replicas)
     needed = max(write_quorum, (len(names) + 1) // 2 + 1) - 1
-    return [node for node in names[shift:] + names[:shift] if node not in away][:needed]
+    return [node for node in names if node not in away][:needed]
+
+
+def after(node: str, others: Iterable[str]) -> list[str]:
+    """The others, in the order in which this node waits for them: those first whose names come after its own, and then
+    round from the beginning. So they are the same few in most of its partitions, and what it has for them, and they for
+    it, travels together; and each node is as often another one's first as any."""
+    return sorted({*others} - {node}, key=lambda other: (other < node, other))
 
 
 class Quorum:

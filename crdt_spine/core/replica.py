@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from crdt_spine.core import codec, conflicts, writes
+from crdt_spine.core.actors import Actors, node_of
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.fences import Fence, Fences, token_of
@@ -41,6 +42,7 @@ from crdt_spine.core.retirement import Retirement, disk_node
 from crdt_spine.core.stranded import fingerprint
 from crdt_spine.core.strays import OwnStrays
 from crdt_spine.core.terms import Promises
+from crdt_spine.core.turn import Event, Turn
 from crdt_spine.core.whole import forgettable
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import (
@@ -55,45 +57,6 @@ Entry = Delta | SyncPage | Fence | Promised  # of the journal
 
 
 _END_OF_TIME = 1 << 62
-
-
-class Event(msgspec.Struct, frozen=True, gc=False):
-    """A record changed. `actor` is empty where a sync brought the change: it may stand for several dots."""
-
-    partition: int
-    before: Record | None
-    after: Record
-    actor: str
-    n: int
-
-
-def actor_name(region: str, node: str, incarnation: str) -> str:
-    """The actor of a node in one incarnation."""
-    return f"{region}/{node}@{incarnation}"
-
-
-def node_of(actor: str) -> tuple[str, str]:
-    """(region, node) of an actor."""
-    region, _, rest = actor.partition("/")
-    return region, rest.rpartition("@")[0]
-
-
-class Turn(msgspec.Struct):
-    """What one turn did: to be journaled (`journal`, one row), then to be sent (`deltas`, `acks`)."""
-
-    journal: list[bytes]
-    deltas: list[tuple[int, bytes]]  # partition, encoded: to publish
-    acks: dict[str, dict[int, int]]  # actor -> partition -> n
-    vectors: Vectors  # what is durable with it
-    records: list[str]  # ids whose state is visible from then on
-    waiting: list[tuple[int, Waiting]]
-    events: list[Event]  # what changed, for feeds
-    repeats: set[tuple[int, str, int]]  # of these, the dots of operations that were here under another dot already
-    promised: list[Promised]
-
-    @property
-    def empty(self) -> bool:
-        return not (self.journal or self.acks or self.waiting or self.vectors)
 
 
 class Replica:
@@ -128,10 +91,7 @@ class Replica:
         self.promises = Promises()  # to the primaries of strong operations (core/terms.py)
         self.operations = Operations()
         self.stranded: dict[int, int] = {}  # partition -> fingerprint (core/stranded.py)
-        self.actors: dict[str, str] = {}  # other nodes' names of now
-        self._former: set[str] = set()  # names that were heard, and then another one
-        self._heard: dict[str, int] = {}  # how often other nodes were heard
-        self._doubted: dict[str, int] = {}  # of names that were never heard, how often their node was by then
+        self.actors = Actors()
         self.epoch = 0  # of the membership
         self.dead: frozenset[str] = frozenset()  # the nodes that were given up
         self._announced: dict[str, int] = {}  # other nodes' epochs when they said last what they have
@@ -140,7 +100,7 @@ class Replica:
         self.away: frozenset[str] = frozenset()  # the nodes that are not heard of
         self.awaited = False  # does somebody wait for what the open turn has to become durable?
         self._awaited: dict[tuple[int, str], bool] = {}  # (partition, actor) -> is this node's acknowledgement?
-        self._turn = self._new_turn()
+        self._turn = Turn()
         self._touched: set[int] = set()
         self._remembering: dict[int, dict[str, float]] = {}  # partition -> tombstone -> when it was first to be dropped
         self._coordinated: set[int] = set()
@@ -233,7 +193,7 @@ class Replica:
             region, coordinator = node_of(actor)
             replicas = (self.node, *self.counting_peers(number))
             known = region != self.retirement.region or self.node in awaited(
-                number, coordinator, replicas, self.write_quorum, self.away
+                coordinator, replicas, self.write_quorum, self.away
             )
             self._awaited[key] = known
         return known
@@ -241,7 +201,7 @@ class Replica:
     # -- operations -------------------------------------------------------------------------------------------------
 
     def write(
-        self, number: int, operation: Write, agent: str, operation_id: str, now: int, ticket: Any, retry: bool = False,
+        self, number: int, operation: Write, agent: str, operation_id: str, now: int, ticket: Any,
         seen: Vector | None = None,
     ) -> Record | None:  # fmt: skip
         """Coordinate a write: the record it gives. `seen` is what its agent has seen of the partition, as far as that
@@ -429,10 +389,7 @@ class Replica:
         """A peer's vectors: the writes that are done with them, and the partitions in which it has what is not here."""
         done: list[Waiting] = []
         behind: list[int] = []
-        self._heard[announcement.node] = self._heard.get(announcement.node, 0) + 1
-        if self.actors.setdefault(announcement.node, announcement.actor) != announcement.actor:
-            self._former.add(self.actors[announcement.node])
-            self.actors[announcement.node] = announcement.actor
+        if self.actors.hear(announcement.node, announcement.actor):
             for number, known in self.partitions.items():
                 self.quorums[number].forget(announcement.node)
                 known.unhear(announcement.node)
@@ -585,7 +542,7 @@ class Replica:
                     self._turn.journal.append(raw)
                     self._turn.deltas.append((number, raw))
         self._turn.vectors = {number: dict(self.partitions[number].vector) for number in self._touched}
-        turn, self._turn = self._turn, self._new_turn()
+        turn, self._turn = self._turn, Turn()
         self._under_way += not turn.empty
         self._touched.clear()
         self._coordinated.clear()
@@ -705,7 +662,8 @@ class Replica:
         others = self.members if self.members is not None else {peer for peers in self.peers.values() for peer in peers}
         if node not in others:
             return f"no node of the cluster is called {node!r}"
-        return f"node {node} goes on as {self.actors[node]}, without it" if self._has_gone_on(node, actor) else ""
+        gone_on = self.actors.has_gone_on(node, actor)
+        return f"node {node} goes on as {self.actors.newest[node]}, without it" if gone_on else ""
 
     def _refuses(self, delta: Delta) -> bool:
         """Does a delta come from a retired disk, from one that never saw what was forgotten here, or from a node that
@@ -731,17 +689,7 @@ class Replica:
         if node in self.dead:
             others, quorum = set(self.peers[number]) - self.dead, self.quorums[number]
             return all(self._announced.get(one, -1) >= self.epoch and not quorum.has(one, actor, n) for one in others)
-        return self._has_gone_on(node, actor)
-
-    def _has_gone_on(self, node: str, actor: str) -> bool:
-        """Has a node another name than this by now? One that was never heard may be newer than what was heard last: it
-        is a former one once the node was heard twice more under another. What it said before may come late, once."""
-        if node == self.node:
-            return actor != self.actor
-        if self.actors.get(node, actor) == actor:
-            return False
-        heard = self._heard[node]
-        return actor in self._former or heard > self._doubted.setdefault(actor, heard) + 1
+        return actor != self.actor if node == self.node else self.actors.has_gone_on(node, actor)
 
     def _former_actors(self, announcement: Announcement, partition: Partition) -> list[str]:
         """Whom changes wait for that nobody sends any more: what a node lost with its disk it has lost, and its changes
@@ -782,10 +730,6 @@ class Replica:
         self.operations.put(operation, *dot)
         return known is not None and known != dot
 
-    @staticmethod
-    def _new_turn() -> Turn:
-        return Turn([], [], {}, {}, [], [], [], set(), [])
-
 
 def _encoded(delta: Delta) -> list[bytes]:
     """The delta as messages, none larger than need be."""
@@ -798,4 +742,4 @@ def _encoded(delta: Delta) -> list[bytes]:
     return _encoded(first) + _encoded(second)
 
 
-__all__ = ["Dot", "Record", "Refused", "Replica", "Turn", "actor_name", "node_of"]
+__all__ = ["Dot", "Refused", "Replica"]

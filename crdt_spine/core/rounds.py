@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from crdt_spine.core.actors import node_of
 from crdt_spine.core.causality import Vector, within
 from crdt_spine.core.fences import refused
 from crdt_spine.core.messages import Round, Rounded, Standing, Term
 from crdt_spine.core.placement import partition_of
-from crdt_spine.core.replica import Replica, node_of
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.terms import NEVER
 
 BOUND_AHEAD_MILLISECONDS_MAX = 1_500  # of a bound that is told, before the own clock: drift, and what clocks had heard

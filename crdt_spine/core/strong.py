@@ -33,10 +33,12 @@ import msgspec
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.deciding import Past, decide, remembered
 from crdt_spine.core.messages import Ack, Change, Get, Round, Rounded, Term
-from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.core.quorum import after
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.rounds import majority, takes_part
 from crdt_spine.core.strong_operation import Answer, Ask, Effect, Operation, Outcome, Pull, Send, fence_of
 from crdt_spine.core.terms import NEVER
+from crdt_spine.core.turn import Turn
 from crdt_spine.core.whole import seal
 from crdt_spine.limits import BATCH_OPERATIONS_MAX, STRONG_SECONDS_MAX, STRONG_WRITTEN_SECONDS_MAX
 
@@ -352,9 +354,7 @@ class Strong:
             return
         operation.asked_at = at
         if len(others) > count:
-            first = lead.number % len(others)
-            others = others[first:] + others[:first]
-            others.sort(key=lambda node: not self.present(node))
+            others = sorted(after(self.replica.node, others), key=lambda node: not self.present(node))
         for node in others[:count]:
             operation.asked.add(node)
             operation.open += 1

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from functools import lru_cache
 
+from crdt_spine.core.actors import node_of
 from crdt_spine.core.messages import Ack, encode
 from crdt_spine.core.quorum import awaited
-from crdt_spine.core.replica import Replica, node_of
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.rounds import vouched
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.transport.base import Transport
@@ -67,4 +68,4 @@ class Acknowledgements:
         """Does a write wait for this replica, were it up to its coordinator?"""
         replica = self.replica
         replicas = (self.node, *replica.counting_peers(number))
-        return self.node in _awaited(number, coordinator, replicas, replica.write_quorum, replica.away)
+        return self.node in _awaited(coordinator, replicas, replica.write_quorum, replica.away)

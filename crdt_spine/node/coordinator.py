@@ -111,7 +111,7 @@ class Coordinator:
             return True
         try:
             ticket.record = self.replica.write(
-                number, operation, agent, operation_id, now, ticket, request.retry, _seen(operation, wanted)
+                number, operation, agent, operation_id, now, ticket, _seen(operation, wanted)
             )
         except Refused as refused:
             if isinstance(operation, Delete) and refused.error == "NotFound":

@@ -20,7 +20,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine import wall_clock
+from crdt_spine.core.actors import actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.replication import Replication
 
@@ -208,7 +210,7 @@ class Identity:
 
 def _incarnation() -> str:
     """A name that this node never had: the time, in base 36."""
-    number, text = time.time_ns() // 1_000_000, ""
+    number, text = wall_clock.now(), ""
     while number:
         number, digit = divmod(number, 36)
         text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 import msgspec
 
+from crdt_spine.core.actors import node_of
 from crdt_spine.core.messages import Announcement, Vectors
-from crdt_spine.core.replica import node_of
 from crdt_spine.limits import PEER_SILENT_SECONDS_MAX
 
 LAST_WORDS_SECONDS = 0.5  # after a node has another name: what it sent under the old one is on its peers' disks

@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
+from crdt_spine import wall_clock
+from crdt_spine.core.actors import node_of
 from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.drift import ClockWatch, describe
@@ -32,8 +34,9 @@ from crdt_spine.core.messages import (
 )
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Replica, Turn, node_of
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.subjects import Subjects
+from crdt_spine.core.turn import Turn
 from crdt_spine.limits import (
     ANNOUNCE_SECONDS,
     PEER_SILENT_SECONDS_MAX,
@@ -136,7 +139,7 @@ class Replication:
         retirement = self.replica.retirement
         self._announced_as.add(self.replica.actor)
         announcement = Announcement(
-            node=self.node, actor=self.replica.actor, state=state, now=_now(), vectors=self.replica.durable,
+            node=self.node, actor=self.replica.actor, state=state, now=wall_clock.now(), vectors=self.replica.durable,
             zone=self.zone, known_of=answers, known=self.replica.known_of(answers) if answers else {},
             ahead={node: peer.ahead for node, peer in self.peers.items() if peer.ahead and self.peers.hears(peer)},
             disk="" if retirement.disk == self.replica.actor else retirement.disk,
@@ -155,7 +158,7 @@ class Replication:
         except Unreadable:
             self.counts["refused"] += 1
             return
-        now = _now()
+        now = wall_clock.now()
         for delta, raw in deltas:
             if delta.actor == self.replica.actor:
                 continue  # a transport that echoes
@@ -204,7 +207,7 @@ class Replication:
             for number, vector in self.replica.durable.items()
             if announcement.node in self.replica.peers[number]
         )
-        now, known = _now(), self.peers.get(announcement.node)
+        now, known = wall_clock.now(), self.peers.get(announcement.node)
         self.clocks.heard(announcement.node, announcement.now, now, announcement.ahead.get(self.node, 0))
         if announcement.known_of == self.node:
             self.answered.add(announcement.node)
@@ -301,7 +304,7 @@ class Replication:
                 ticked = now
                 self.announce()
                 self.replica.miss(self.nodes - self.peers.alive())
-                self.replica.drain(_now())
+                self.replica.drain(wall_clock.now())
                 if self.replica.pending:
                     self.committer.touch()
             if self.state == "up" and now - collected >= self._collect_seconds:
@@ -343,7 +346,7 @@ class Replication:
     def _collect(self) -> None:
         """Drop tombstones that every replica has, once late subscribers have had the time to hear of them; look for
         what is stranded where nothing is missing otherwise."""
-        now = _now()
+        now = wall_clock.now()
         oldest = at_milliseconds(now - int(self.tombstone_seconds * 1000))
         for number, partition in self.replica.partitions.items():
             if partition.tombstones:
@@ -359,7 +362,3 @@ class Replication:
         self.acknowledgements.close()
         self.pulling.close()
         self.since.close()
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -138,7 +138,8 @@ class Reseeding:
     def _refused(self) -> Iterator[Record]:
         """The records with a change that no peer has said to have. Those that make changes have their own newest."""
         alive = self.replication.peers.alive()
-        makers = dict.fromkeys((self.replica.actors[node] for node in alive if node in self.replica.actors), _FOREVER)
+        newest = self.replica.actors.newest
+        makers = dict.fromkeys((newest[node] for node in alive if node in newest), _FOREVER)
         for number in self.replica.partitions:
             known: dict[str, int] = {}
             for node in alive:

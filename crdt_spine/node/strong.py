@@ -19,13 +19,15 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
+from crdt_spine import wall_clock
 from crdt_spine.core import strong
 from crdt_spine.core.causality import join_into
 from crdt_spine.core.messages import Ack, Round, Rounded, Unreadable, Vectors, encode
-from crdt_spine.core.replica import Replica, Turn
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.rounds import Inheritance, answer, majority
 from crdt_spine.core.strong import Answer, Ask, Pull, Send, Strong
 from crdt_spine.core.subjects import Subjects
+from crdt_spine.core.turn import Turn
 from crdt_spine.limits import STRONG_SECONDS_MAX
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.replication import Replication
@@ -129,7 +131,7 @@ class StrongOperations:
         self.strong.epoch = self.epoch()
         self.strong.abstains = self.abstains()
         now = self._loop.time()
-        for effect in self.strong.turn(time.time_ns() // 1_000_000, now):
+        for effect in self.strong.turn(wall_clock.now(), now):
             match effect:
                 case Send():
                     self.counts["rounds"] += 1
@@ -166,7 +168,7 @@ class StrongOperations:
         self._heard[asked.node] = self._loop.time()
         if not message.reply or not self.replication.believed:
             return  # what this node has, or has promised, may be too old
-        said, at_once = answer(self.replica, self.partition_count, asked, self.epoch(), time.time_ns() // 1_000_000)
+        said, at_once = answer(self.replica, self.partition_count, asked, self.epoch(), wall_clock.now())
         if at_once:
             self.transport.send(message.reply, encode(said))
             return

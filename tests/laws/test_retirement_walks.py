@@ -18,11 +18,12 @@ import pytest
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Announcement, Delete, Delta, Edit, Store, SyncPage, Write, encode
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Refused, Replica, actor_name
+from crdt_spine.core.replica import Refused, Replica
 from crdt_spine.core.retirement import Retirement
 
 NAMES = ("a", "b", "c", "d")

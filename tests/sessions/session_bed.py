@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name, node_of
 from crdt_spine.core.causality import Vector, join_into, within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Store, SyncPage, Vectors, deltas_of, encode
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Replica, actor_name, node_of
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.token import token_text, token_vectors
 
 PARTITIONS = 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from records import Records
 
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.drift import ANNOUNCEMENTS_IN_A_ROW, ClockWatch
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Change, Delta, Hello, NodeInfo, encode
-from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.retirement import Retirement
 
 NOW = 1_763_000_000_000

@@ -10,13 +10,14 @@ import pytest
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.conflicts import WHOLE, Finding, fields_of
 from crdt_spine.core.document import key_of, opened, updates_of
 from crdt_spine.core.messages import Delete, Delta, Edit, EditDocument, Store, SyncPage, encode
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.whole import seal, written_whole
 from crdt_spine.storage.recent import fold
 
@@ -319,10 +320,10 @@ def test_agents_at_one_coordinator_lose_what_others_wrote_and_not_what_was_carri
     a.takes(b.wrote(edit(content="by b")))
     before = dict(a.replica.partitions[0].vector)
     whole(a, operation)
-    a.replica.write(0, edit(content="by c"), "agent of c", "", NOW + 10, None, False, before)
+    a.replica.write(0, edit(content="by c"), "agent of c", "", NOW + 10, None, before)
     a.sent()
     assert a.receipts == [], "it was seen before it was written whole"
     whole(a, operation)
-    a.replica.write(0, edit(content="by a"), "agent of a", "", NOW + 11, None, False, {})
+    a.replica.write(0, edit(content="by a"), "agent of a", "", NOW + 11, None, {})
     a.sent()
     assert a.receipts == [("content", "by c", "by a", "c", "a")]

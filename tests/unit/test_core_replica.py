@@ -10,10 +10,12 @@ import pytest
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name, node_of
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Announcement, Delete, Delta, Edit, Store, SyncPage, encode
-from crdt_spine.core.replica import Replica, Turn, actor_name, node_of
+from crdt_spine.core.replica import Replica
+from crdt_spine.core.turn import Turn
 
 decode_delta = msgspec.json.Decoder(Delta).decode
 decode_entry = msgspec.json.Decoder(Delta | SyncPage).decode
@@ -317,17 +319,17 @@ def test_a_large_turn_leaves_in_several_messages_that_follow_each_other(a: Node,
 def test_a_retry_is_answered_and_not_applied_again(a: Node, b: Node) -> None:
     a.write(store(acks=1), "op")
     delta = a.deltas()[0]
-    a.write(store(acks=1), "op", retry=True)
+    a.write(store(acks=1), "op")
     assert a.deltas() == []
     assert a.done == ["op", "op"]
     b.takes(delta)
-    b.write(store(acks=1), "op", retry=True)
+    b.write(store(acks=1), "op")
     assert b.deltas() == []
     assert b.vector == a.vector == {"r/a@1": 1}
 
 
 def test_a_first_attempt_that_comes_after_its_retry_is_not_applied_again(a: Node) -> None:
-    a.write(store(acks=1), "op", retry=True)
+    a.write(store(acks=1), "op")
     a.turn()
     a.write(store(acks=1), "op")
     assert a.deltas() == []
@@ -338,7 +340,7 @@ def test_operations_are_remembered_through_a_sync_and_a_restart(a: Node, b: Node
     a.turn()
     b.merges(a.page({}))
     for again in (Node("a", a.journal), Node("b", b.journal)):
-        again.write(store(acks=1), "op", retry=True)
+        again.write(store(acks=1), "op")
         assert again.deltas() == []
     flushed = Node("b")  # the row is in the tables already: only its operations are read
     flushed.replica.remember(b.journal, decode_entry)
@@ -348,11 +350,11 @@ def test_operations_are_remembered_through_a_sync_and_a_restart(a: Node, b: Node
 def test_an_operation_that_two_coordinators_took_is_known_by_the_change_that_is_here(a: Node, b: Node) -> None:
     a.write(store(acks=1), "op")
     a.turn()
-    b.write(store(acks=1), "op", retry=True)
+    b.write(store(acks=1), "op")
     b.turn()
     b.merges(msgspec.structs.replace(a.page({}), records=[], next="m"))  # names the operation, and breaks off
     b.hears(Node("a", incarnation="2"))
-    b.write(store(acks=1), "op", retry=True)
+    b.write(store(acks=1), "op")
     assert b.deltas() == []
 
 
@@ -362,7 +364,7 @@ def test_an_operation_that_was_heard_of_and_lost_is_applied(a: Node, b: Node) ->
     a.turn()
     b.merges(msgspec.structs.replace(a.page({}), records=[], next="m"))
     b.hears(Node("a", incarnation="2"))
-    b.write(store(acks=1), "op", retry=True)
+    b.write(store(acks=1), "op")
     assert len(b.deltas()) == 1
     assert b.done == ["op"]
 
@@ -377,7 +379,7 @@ def test_what_a_node_alone_had_that_was_given_up_is_applied_once_the_others_say_
     c.merges(heard_of)
 
     def retry() -> int:
-        b.write(store(), "op", retry=True)
+        b.write(store(), "op")
         return len(b.deltas())
 
     def says(node: Node, epoch: int) -> None:
@@ -400,7 +402,7 @@ def test_what_another_one_has_of_a_node_that_was_given_up_is_waited_for(a: Node,
     b.merges(msgspec.structs.replace(a.page({}), records=[], upto={}))
     b.replica.change_peers(b.replica.peers, {0: frozenset("a")}, epoch=7, dead="a")
     b.replica.hear(c.announcement(epoch=7))
-    b.write(store(), "op", retry=True)
+    b.write(store(), "op")
     assert b.deltas() == []
     b.merges(c.page({}))
     b.hears(c)
@@ -417,7 +419,7 @@ def test_a_lost_operation_whose_record_came_ahead_of_its_vector_is_not_applied_t
     b.write(edit(remove=("x",)))
     b.turn()
     b.hears(Node("a", incarnation="2"))
-    b.write(edit(add=("x",)), "op", retry=True)
+    b.write(edit(add=("x",)), "op")
     (delta,) = b.deltas()
     assert b.tags() == set()
     c.merges(b.page({}))

@@ -9,10 +9,11 @@ import pytest
 from records import Records
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Ack, Announcement, Delete, Delta, Edit, Store, SyncPage, Write, encode
-from crdt_spine.core.replica import Replica, actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.retirement import TICK_SECONDS_MAX, Retirement
 
 WEEK = 7 * 86_400

@@ -9,8 +9,9 @@ import msgspec
 
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.messages import Delete, Delta, FeedBatch, FeedOpen, Store, encode
-from crdt_spine.core.replica import Event, Replica
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.selection import Selection
+from crdt_spine.core.turn import Event
 from crdt_spine.node.committer import Committer
 from crdt_spine.node.feeds import Feeds, _kind
 from crdt_spine.storage.records import RecordStore

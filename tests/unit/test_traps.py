@@ -28,6 +28,7 @@ from crdt_spine.core import codec, document, writes
 from crdt_spine.core import layout as layouts
 from crdt_spine.core import record as records
 from crdt_spine.core import replica as replicas
+from crdt_spine.core.actors import actor_name
 from crdt_spine.core.causality import Vector
 from crdt_spine.core.clock import COUNTER_BITS, HybridClock, at_milliseconds, milliseconds_of
 from crdt_spine.core.layout import Layout
@@ -48,8 +49,9 @@ from crdt_spine.core.messages import (
 from crdt_spine.core.partition import Partition
 from crdt_spine.core.record import merge
 from crdt_spine.core.registers import Origin
-from crdt_spine.core.replica import Replica, Turn, actor_name
+from crdt_spine.core.replica import Replica
 from crdt_spine.core.token import token_text
+from crdt_spine.core.turn import Turn
 from crdt_spine.limits import BATCH_BYTES_TARGET, CONTENT_BYTES_MAX, MESSAGE_BYTES_MAX
 
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from crdt_spine.core.actors import actor_name, node_of
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.fences import Fence
@@ -20,9 +21,10 @@ from crdt_spine.core.membership import Membership
 from crdt_spine.core.messages import Ack, Change, Delta, Promised, SyncPage, Write, encode
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
-from crdt_spine.core.replica import Refused, Replica, Turn, actor_name, node_of
+from crdt_spine.core.replica import Refused, Replica
 from crdt_spine.core.retirement import Retirement
 from crdt_spine.core.thread import Entry
+from crdt_spine.core.turn import Turn
 from simulator.boundaries import DROPPED
 from simulator.disk import Checkpoint, DictRecords, Disk
 from simulator.repair import Repair
@@ -493,7 +495,7 @@ class Node:
             return
         ticket = self.cluster.new_ticket()
         try:
-            self.replica.write(number, operation, agent, operation_id, self.now, ticket, retry)
+            self.replica.write(number, operation, agent, operation_id, self.now, ticket)
         except Refused as refused:
             answer("refused", refused.error)
             return

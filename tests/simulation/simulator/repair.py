@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from crdt_spine.core import codec
+from crdt_spine.core.actors import node_of
 from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import Announcement, SyncPage, SyncRequest, encode
-from crdt_spine.core.replica import node_of
 
 if TYPE_CHECKING:
     from simulator.node import Node
