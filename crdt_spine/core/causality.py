@@ -48,11 +48,3 @@ def meet(vectors: Iterable[Mapping[str, int]]) -> Vector:
 def missing(have: Mapping[str, int], wanted: Mapping[str, int]) -> int:
     """How many changes of `wanted` are not in `have`."""
     return sum(max(0, n - have.get(actor, 0)) for actor, n in wanted.items())
-
-
-def version_text(vector: Mapping[str, int]) -> str:
-    """A vector as the text that callers see as a memory's version: equal vectors, equal texts."""
-    if len(vector) == 1:
-        for actor, n in vector.items():
-            return f"{actor}:{n}"
-    return ",".join([f"{actor}:{vector[actor]}" for actor in sorted(vector)])

@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import conflicts
-from crdt_spine.core.causality import version_text, within
+from crdt_spine.core.causality import within
 from crdt_spine.core.fences import outdated
 from crdt_spine.core.messages import Change, Get
 from crdt_spine.core.record import Record
 from crdt_spine.core.registers import Origin
 from crdt_spine.core.replica import Replica
 from crdt_spine.core.strong_operation import Answer, Ask, fence_of
+from crdt_spine.core.version import vector_text, version_text
 from crdt_spine.core.whole import is_past, operations_of, refusal_text, refused_as, written_whole
 from crdt_spine.core.writes import Refused
 from crdt_spine.limits import STRONG_REMEMBERED_MAX
@@ -115,7 +116,7 @@ def _version_of(replica: Replica, ask: Ask, record: Record | None) -> str:
     if record is not None and strong is not None and strong.operations[-1:] == (ask.operation_id,):
         return record.etag
     known = replica.operations.get(ask.operation_id)
-    return "" if known is None else version_text({known[1]: known[2]})
+    return "" if known is None else version_text(ask.operation.id, vector_text({known[1]: known[2]}))
 
 
 def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:

@@ -24,10 +24,11 @@ from typing import Any
 import msgspec
 
 from crdt_spine.core import orset
-from crdt_spine.core.causality import Vector, version_text, within
+from crdt_spine.core.causality import Vector, within
 from crdt_spine.core.document import Document, edited, key_of, merged, text_of
 from crdt_spine.core.messages import Change, Strong
 from crdt_spine.core.registers import NEVER, Origin, Register, above, later
+from crdt_spine.core.version import vector_text, version_text
 
 
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,8 +87,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def etag(self) -> str:
         """The version that readers are shown: a seal (core/whole.py) has that of what it sealed."""
+        return version_text(self.id, self.shown_vector)
+
+    @property
+    def shown_vector(self) -> str:
+        """What is in it beside the memory's name."""
         sealed = self._sealed
-        return version_text(self.version) if sealed is None else sealed[0]
+        return vector_text(self.version) if sealed is None else sealed[0]
 
     @property
     def shown_updated(self) -> int:

@@ -59,7 +59,7 @@ def seal(id: str, record: Record | None, time: int, done: tuple[str, ...], refus
         done = _bounded((*done, refused))
     if record is None:
         return Change(id=id, time=time, agent="", alive=False, strong=Strong(done, edit=True, sealed=("", 0)))
-    sealed = Strong(done, edit=True, sealed=(record.etag, record.shown_updated), carried=_carried(record))
+    sealed = Strong(done, edit=True, sealed=(record.shown_vector, record.shown_updated), carried=_carried(record))
     if not record.alive:
         life = record.life.value
         return Change(

@@ -12,6 +12,7 @@ from crdt_spine.core.document import advance, complete, key_of, opened, state_ve
 from crdt_spine.core.messages import Change, Delete, Edit, EditDocument, Store
 from crdt_spine.core.open_documents import OpenDocuments
 from crdt_spine.core.record import Record
+from crdt_spine.core.version import conflict
 from crdt_spine.limits import (
     CONTENT_BYTES_MAX,
     DOCUMENT_BYTES_MAX,
@@ -57,10 +58,7 @@ def edit(operation: Edit, record: Record | None, time: int, agent: str, operatio
     if record is None or not record.alive or record.expired(time):
         raise Refused("NotFound", f"there is no memory {operation.id!r}")
     if operation.if_version is not None and operation.if_version != record.etag:
-        raise Refused(
-            "VersionConflict",
-            f"memory {operation.id!r} is at version {record.etag!r}, not {operation.if_version!r}",
-        )
+        raise Refused("VersionConflict", conflict(operation.id, record.etag, operation.if_version))
     tags = (record.tags.keys() - set(operation.remove)) | set(operation.add)
     if len(tags) > TAGS_MAX:
         raise Refused("InvalidInput", f"memory {operation.id!r} would have {len(tags)} tags; at most {TAGS_MAX}")

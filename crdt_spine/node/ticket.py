@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from crdt_spine.core.causality import Vector, version_text
+from crdt_spine.core.causality import Vector
 from crdt_spine.core.levels import Demand
 from crdt_spine.core.messages import Delete, Edit, EditDocument, Get, Result, Write
 from crdt_spine.core.open_documents import OpenDocuments
@@ -41,9 +41,9 @@ def written(ticket: Ticket, documents: OpenDocuments) -> Result:
     if isinstance(operation, Edit):
         return Result(i=operation.i, memory=msgspec.Raw(encoded(record, documents)))
     if isinstance(operation, EditDocument):
-        return Result(i=operation.i, version=version_text(record.version))
+        return Result(i=operation.i, version=record.etag)
     origin = record.life.origin
     return Result(
-        i=operation.i, created=record.life.value.created, updated=origin.time, version=version_text(record.version),
+        i=operation.i, created=record.life.value.created, updated=origin.time, version=record.etag,
         born=(origin.actor, origin.n) if operation.clock else None,
     )  # fmt: skip

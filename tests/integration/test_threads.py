@@ -332,7 +332,7 @@ async def next_dot(spine: Spine, id: str) -> tuple[int, str, int]:
     await spine.store("so that its node is known", id=id)
     memory = await spine.get(id)
     assert memory is not None
-    actor, _, n = memory.version.rpartition(":")
+    actor, _, n = memory.version.partition("~")[2].rpartition(":")
     return partition_of(id), actor, int(n) + 1
 
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from kinds import VECTOR_CLOCK, Run
 from records import Records
 
-from crdt_spine.core.causality import join, meet, missing, version_text, within
+from crdt_spine.core.causality import join, meet, missing, within
 from crdt_spine.core.clock import COUNTER_BITS, HybridClock, at_milliseconds, milliseconds_of, moment
 from crdt_spine.core.messages import Change, Delta, SyncPage, encode
 from crdt_spine.core.replica import Replica
 from crdt_spine.core.thread import relation
+from crdt_spine.core.version import vector_text
 
 vectors = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(1, 4))
 Dots = set[tuple[str, int]]
@@ -31,7 +32,7 @@ def test_a_vector_is_the_set_of_its_dots(one: dict[str, int], other: dict[str, i
     assert dots(meet([one, other])) == dots(one) & dots(other)
     assert within(one, other) == (dots(one) <= dots(other))
     assert missing(one, other) == len(dots(other) - dots(one))
-    assert (version_text(one) == version_text(other)) == (one == other)
+    assert (vector_text(one) == vector_text(other)) == (one == other)
 
 
 def test_the_meet_of_nothing_is_nothing() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from crdt_spine.core import codec, writes
-from crdt_spine.core.causality import version_text
 from crdt_spine.core.messages import Change, Delete, Edit, Store
 from crdt_spine.core.record import Record, apply, merge
 from crdt_spine.core.registers import Origin
+from crdt_spine.core.version import vector_text, version_text
 
 ID = "a3f1-019a9d8e-7c1b-7d3a-9c55-0c1f2e3d4b5a"
 
@@ -165,14 +165,14 @@ def test_replicas_agree_on_the_version_whether_or_not_they_had_forgotten_the_tom
     gone = b(DELETE, born, 20)(born)
     again = a(store("again"), None, 30)
     assert again(gone) == again(None)
-    assert version_text(again(gone).version) == "r/a@1:2"
+    assert vector_text(again(gone).version) == "r/a@1:2"
 
 
 def test_taking_a_tag_away_counts_as_an_update(a: Author) -> None:
     born = a(store(tags=("x",)), None, 10)(None)
     less = a(edit(remove=("x",)), born, 20)(born)
     assert less.updated == 20
-    assert version_text(less.version) != version_text(born.version)
+    assert less.etag != born.etag
     assert codec.from_bytes(ID, codec.to_bytes(less)).updated == 20
 
 
@@ -226,9 +226,21 @@ def test_an_update_that_would_make_a_memory_too_large_is_refused(a: Author, limi
 
 def test_an_update_is_refused_where_the_version_is_another_one(a: Author, b: Author) -> None:
     born = a(store(), None, 10)(None)
-    version = version_text(born.version)
+    version = born.etag
     assert a(edit(content="two", if_version=version), born, 20)(born).alive
     changed = b(edit(add=("x",)), born, 15)(born)
     with pytest.raises(writes.Refused) as refused:
         a(edit(content="two", if_version=version), changed, 20)
-    assert refused.value.error == "VersionConflict"
+    assert refused.value.error == "VersionConflict" and "decide anew" in str(refused.value)
+
+
+def test_the_version_of_another_memory_or_garbage_is_refused_and_said_to_be_that(a: Author) -> None:
+    """Both are the first of their partitions: but for the memory, their versions are the same."""
+    born = a(store(), None, 10)(None)
+    other = version_text("another", vector_text(born.version))
+    assert other.partition("~")[2] == born.etag.partition("~")[2]
+    asked = {other: "another memory", "garbage": "no version", "": "no version", born.etag + ",": "no version"}
+    for version, said in asked.items():
+        with pytest.raises(writes.Refused, match=said) as refused:
+            a(edit(content="two", if_version=version), born, 20)
+        assert refused.value.error == "VersionConflict" and ID in str(refused.value)

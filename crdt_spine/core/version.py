@@ -1,0 +1,39 @@
+"""What callers see as a memory's version: opaque text, another one after each change, no two memories have the same.
+
+Dots count a partition's changes, so the first memory of each partition has `actor:1` in its vector: the text begins
+with what tells whose version it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from zlib import crc32
+
+_VERSION = re.compile(r"([0-9a-f]{8})~[^\s,]+:[0-9]+(?:,[^\s,]+:[0-9]+)*")
+
+
+def vector_text(vector: Mapping[str, int]) -> str:
+    """A vector as text: equal vectors, equal texts."""
+    if len(vector) == 1:
+        for actor, n in vector.items():
+            return f"{actor}:{n}"
+    return ",".join([f"{actor}:{vector[actor]}" for actor in sorted(vector)])
+
+
+def version_text(id: str, vector: str) -> str:
+    """The version of a memory, of its vector's text."""
+    return f"{crc32(id.encode()):08x}~{vector}"
+
+
+def conflict(id: str, now: str, asked: str) -> str:
+    """Why an update of a memory that is at version `now` is refused, and what to do."""
+    found = _VERSION.fullmatch(asked)
+    if found is None:
+        return f"{asked!r} is no version of a memory: give the `version` that you have read of {id!r}"
+    if found[1] != now[:8]:
+        return f"{asked!r} is the version of another memory: give the one that you have read of {id!r}"
+    return f"memory {id!r} is at version {now!r}, not {asked!r}: read it again and decide anew"
+
+
+__all__ = ["conflict", "vector_text", "version_text"]
