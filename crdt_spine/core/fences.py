@@ -96,7 +96,7 @@ class Fences:
         return rose
 
     def keep(self, fence: Fence) -> bool:
-        """Know of a lease under which something is written; is that to be journaled? What was only told is not, yet."""
+        """Know of a lease for good; is that to be journaled?"""
         self.learn(fence)
         if self._kept.get(fence.lock, 0) >= fence.token:
             return False

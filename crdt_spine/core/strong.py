@@ -399,6 +399,8 @@ class Strong:
             operation.answer = found
             self._write(lead, operation, seal(id, record, time, done, refused), at)
         else:
+            if (fence := fence_of(ask)) is not None:
+                replica.keep_fence(fence)  # of the majority that knows it for good, this is one
             self._write(lead, operation, found, at)
 
     def _write(self, lead: Lead, operation: Operation, change: Change, at: float) -> None:

@@ -1,7 +1,7 @@
 """A node's part in locks: it hears of every lease that is given, and answers which it knows of (core/fences.py).
 
-What the lock service tells is remembered, and saved with the next flush; what a fenced write says is durable before
-that write is (`Replica.keep_fence`), and an epoch before the service is told that it is known.
+What it is told is durable with the next commit, some milliseconds later; what a fenced write says is durable with that
+write (`Replica.keep_fence`), and an epoch before the service is told that it is known.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class FenceKeeper:
             return
         match question:
             case Fence():
-                self.fences.learn(question)
+                if self._replica.keep_fence(question):
+                    self._committer.touch(awaited=False)
             case EpochQuestion(epoch=epoch):
                 if self._replica.keep_epoch(epoch):
                     self._committer.touch()

@@ -216,6 +216,24 @@ def test_a_later_lease_refuses_the_write_of_an_earlier_one() -> None:
     assert not stage.do("a", edit("two", fence=Fence("lock", token_of(0, 9)))).error
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_a_primary_knows_the_lease_of_what_it_wrote_after_a_crash(names: str) -> None:
+    """Also where nobody is left of the others that were asked whether they know a later one."""
+    stage = Stage(names)
+    assert not stage.do("a", store("one", fence=Fence("lock", token_of(0, 9)))).error
+    primary = stage.members["a"]
+    primary.crash()
+    if "b" in names:
+        stage.members["b"].crash()
+    primary.start(renamed=False)
+    primary.inherit()
+    stage.settle(500)
+    for _ in range(2):
+        answer = stage.do("a", edit("two", fence=Fence("lock", token_of(0, 8))), milliseconds=3_000)
+        assert (answer.error, answer.outcome) == ("FenceRejected", "not applied")
+    assert content_of(stage.do("a", GET, milliseconds=3_000)) == "one"
+
+
 def test_a_document_is_written_whole_with_all_that_is_in_it() -> None:
     stage = Stage()
     stored = stage.do("a", store("hello"))
