@@ -12,6 +12,7 @@ from crdt_spine.core.messages import Hello, Level, NodeInfo
 from crdt_spine.errors import ConfigError
 from crdt_spine.locks.service import LockService
 from crdt_spine.node.node import Node
+from crdt_spine.node.register import new_cluster_id
 from crdt_spine.session import Session
 from crdt_spine.storage.engine import StorageUnusable
 from crdt_spine.storage.sqlite import SqliteEngine
@@ -38,7 +39,9 @@ async def open_session(
 ) -> tuple[Session, Callable[[], Awaitable[None]]]:
     """The session with a node of its own on this file, and how to close both. `overrides`: the levels that tags demand.
     Raises ConfigError."""
-    hello = msgspec.structs.replace(_HELLO, overrides=[((tag,), level) for tag, level in (overrides or {}).items()])
+    demanded = [((tag,), level) for tag, level in (overrides or {}).items()]
+    # The id is for a new file; an old one has its own.
+    hello = msgspec.structs.replace(_HELLO, overrides=demanded, cluster_id=new_cluster_id())
     try:
         engine = SqliteEngine.open(path)
     except StorageUnusable as error:

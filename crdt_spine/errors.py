@@ -40,7 +40,8 @@ class QuorumFailed(SpineError):
     """Fewer replicas answered than the operation needs.
 
     `outcome` is "not applied" when the write certainly is on no replica, "unknown" when it may be; `acks` is how many
-    replicas confirmed, `needed` how many were required, `missing` names those that did not, as far as it is known.
+    replicas confirmed (where the last node asked did not take the write: how many it reached), `needed` how many were
+    required, `missing` names those that did not, as far as it is known.
     """
 
     def __init__(
@@ -55,7 +56,12 @@ class QuorumFailed(SpineError):
 
 
 class StaleToken(SpineError):
-    """No replica could reach the token in time; the message says why."""
+    """No replica could reach the token in time; the message says why. `gone`: where it is known that no replica ever
+    will, the actors concerned, by partition, each with the number of its changes that there are."""
+
+    def __init__(self, message: str, gone: dict[int, dict[str, int]] | None = None) -> None:
+        super().__init__(message)
+        self.gone = gone or {}
 
 
 class LockTimeout(SpineError, TimeoutError):

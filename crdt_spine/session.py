@@ -17,8 +17,8 @@ import contextlib
 import itertools
 import secrets
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -30,7 +30,7 @@ from crdt_spine.core.subjects import Subjects
 from crdt_spine.core.token import token_text, token_vectors
 from crdt_spine.discovery import discover
 from crdt_spine.dispatch import Dispatch
-from crdt_spine.errors import ConnectionFailed
+from crdt_spine.errors import ConnectionFailed, SpineError, StaleToken
 from crdt_spine.health import Health
 from crdt_spine.hedging import Hedging
 from crdt_spine.lateness import Lateness
@@ -40,6 +40,8 @@ from crdt_spine.requests import Requests
 from crdt_spine.routing import Group, Routing
 from crdt_spine.transport.base import Transport
 from crdt_spine.whereabouts import Whereabouts
+
+LOST_SECONDS_MAX: Final = 3.0  # for finding out what else of an actor is lost, once something is
 
 
 class Session:
@@ -156,10 +158,7 @@ class Session:
         """Wait until some replica of each of these partitions has reached this. Raises StaleToken, ConnectionFailed."""
 
         def groups(numbers: Collection[int] | None) -> list[Group]:
-            parts: dict[tuple[str, ...], list[int]] = {}
-            for number in vectors.keys() if numbers is None else numbers:
-                parts.setdefault(self.routing.replicas[number], []).append(number)
-            return [(nodes, tuple(part)) for nodes, part in parts.items()]
+            return self._by_replicas(vectors if numbers is None else numbers)
 
         def part(numbers: Sequence[int]) -> tuple[Operation, Vectors | None]:
             return Reach(i=self.number()), {number: vectors[number] for number in numbers}
@@ -229,11 +228,51 @@ class Session:
             if self._waiters:
                 self._next_waiter()
         if result.error is not None:
+            if result.gone and token is None:
+                self._dispatch.let_go(await self.lost(self.vectors, result.gone))
             error = error_of(result)
             if isinstance(error, Demanded):
                 error.open_attempts = call.open_attempts
             raise error
         return result
+
+    async def lost(self, vectors: Vectors, gone: Vectors) -> Vectors:
+        """Of the actors in `gone` something is lost: that, and whatever else these vectors have of them that no replica
+        will ever have, in any partition, as far as that can be known soon. So whose vectors they are is told once."""
+        found = {number: dict(vector) for number, vector in gone.items()}
+        actors = {actor for vector in gone.values() for actor in vector}
+        concerned = [number for number, vector in vectors.items() if not actors.isdisjoint(vector)]
+        deadline = self._loop.time() + min(self.timeout, LOST_SECONDS_MAX)
+
+        async def ask(nodes: Sequence[str], numbers: Sequence[int]) -> None:
+            while (left := deadline - self._loop.time()) > 0:
+                wanted = {
+                    number: {
+                        actor: n for actor, n in vectors[number].items()
+                        if actor in actors and actor not in found.get(number, {})
+                    }
+                    for number in numbers
+                }  # fmt: skip
+                try:
+                    await self._run(Reach(i=self.number()), nodes, numbers, True, wanted, left, self.layout)
+                    return  # they have the rest
+                except StaleToken as stale:
+                    if not stale.gone:
+                        return
+                    for number, vector in stale.gone.items():
+                        found.setdefault(number, {}).update(vector)
+                except SpineError:
+                    return
+
+        await asyncio.gather(*[ask(nodes, numbers) for nodes, numbers in self._by_replicas(concerned)])
+        return found
+
+    def _by_replicas(self, numbers: Iterable[int]) -> list[Group]:
+        """These partitions, with the nodes that hold them."""
+        parts: dict[tuple[str, ...], list[int]] = {}
+        for number in numbers:
+            parts.setdefault(self.routing.replicas[number], []).append(number)
+        return [(nodes, tuple(part)) for nodes, part in parts.items()]
 
     async def _have_room(self) -> None:
         """Wait in line until fewer operations are under way."""
@@ -267,12 +306,12 @@ class Session:
 
     def token_text(self, vectors: Vectors) -> str:
         """These vectors as a token."""
-        return token_text(self.hello.cluster, self.hello.region, vectors, self.token_secret)
+        return token_text(self.hello.identity, self.hello.region, vectors, self.token_secret)
 
     def token_vectors(self, text: str) -> Vectors:
         """The vectors of a token. Raises InvalidInput, StaleToken."""
         hello = self.hello
-        return token_vectors(text, hello.cluster, hello.region, hello.partitions, self.token_secret)
+        return token_vectors(text, hello.identity, hello.region, hello.partitions, self.token_secret)
 
     def see(self, vectors: Vectors, strays: Vectors | None = None) -> None:
         """From now on, read at least this. `strays`: of it, what established strays; None: any of it may have."""

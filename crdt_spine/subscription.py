@@ -21,7 +21,7 @@ from crdt_spine.core.causality import Vector, join, within
 from crdt_spine.core.messages import FeedBatch, FeedClose, FeedCredit, FeedOpen, FeedUpdate, Unreadable, Vectors, encode
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.strays import is_stray
-from crdt_spine.errors import ConnectionFailed
+from crdt_spine.errors import ConnectionFailed, StaleToken
 from crdt_spine.limits import FEED_UPDATES_BUFFERED_MAX, FEED_UPDATES_REMEMBERED_MAX
 from crdt_spine.memory import Memory, Update
 from crdt_spine.session import Session
@@ -78,7 +78,8 @@ class Updates(AsyncIterator[Update]):
         self._loop = loop
         self._opened: asyncio.Future[None] = loop.create_future()
         self._opened.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
-        session.openings.add(self._opened)  # later operations of this session come after it
+        if positions is None:  # later operations of this session come after it; else they are after the token anyway
+            session.openings.add(self._opened)
         session.closers.add(self.close)
         self._deadline = loop.time() + session.timeout
         self._task = loop.create_task(self._run())
@@ -86,7 +87,11 @@ class Updates(AsyncIterator[Update]):
     # -- the subscriber's side --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Updates:
-        await asyncio.shield(self._opened)
+        try:
+            await asyncio.shield(self._opened)
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -149,6 +154,7 @@ class Updates(AsyncIterator[Update]):
     async def _run(self) -> None:
         try:
             self._subscription = await self._session.transport.subscribe(f"{self._inbox}.>", self._take)
+            await self._reach_token()
             self._orphans = set(self._session.layout.replicas)
             while True:
                 self._adopt()
@@ -171,6 +177,21 @@ class Updates(AsyncIterator[Update]):
         except Exception as error:
             self._error = error
             self._begin(error)
+
+    async def _reach_token(self) -> None:
+        """Wait, as a read does, until replicas have what the token has. Raises StaleToken: what is known to be lost for
+        good is then not in `token` any more. ConnectionFailed."""
+        session = self._session
+        wanted = {number: vector for number, vector in self._positions.items() if vector}
+        if not wanted:
+            return
+        try:
+            await session.reach(wanted, session.timeout)
+        except StaleToken as stale:
+            for number, vector in (await session.lost(wanted, stale.gone)).items():
+                self._positions[number] = {**self._positions[number], **vector}
+            raise
+        self._deadline = self._loop.time() + session.timeout
 
     def _patience(self, source: _Source) -> float:
         """How long a node may say nothing, seconds: less if the session has other reasons to think that it hangs."""
@@ -279,9 +300,7 @@ class Updates(AsyncIterator[Update]):
         memory = _decode_memory(update.memory)
         placement, count = self._session.hello.placement, self._session.layout.partitions
         stray = is_stray(placement, count, number, memory.agent, memory.tags)
-        self._session.see(
-            {number: join(self._positions[number], update.version)}, {number: update.version} if stray else {}
-        )
+        self._session.see({number: update.version}, {number: update.version} if stray else {})
         if not within(update.version, self._positions[number]):
             self._ahead[update.id] = (number, update.version)
         looks = _looks(update.kind, memory)

@@ -95,7 +95,7 @@ class Whereabouts:
             asked += 1
             with contextlib.suppress(ConnectionFailed):
                 hello = await discover(self._transport, self.hello.cluster, RENEW_SECONDS, epoch=wanted)
-                if hello.epoch > self.hello.epoch:
+                if hello.epoch > self.hello.epoch and hello.identity == self.hello.identity:
                     self._counts["layouts"] += 1
                     self._adopt(hello)
                     self._changed()

@@ -1,7 +1,7 @@
 """`--fence`: a write of the command line under a lock that is held, by `spine lock run` or by whoever gave its token.
 
-    CLUSTER/TOKEN/LOCK    as `spine lock run` puts it into SPINE_FENCE, for the commands that it runs
-    TOKEN                 as `spine lock ls` shows it
+    CLUSTER@ID/TOKEN/LOCK    as `spine lock run` puts it into SPINE_FENCE, for the commands that it runs
+    TOKEN                    as `spine lock ls` shows it
 
 The nodes decide: a majority of them refuses what is older than the newest lease they know (core/fences.py). But a
 token that was never given would be the newest for them, too, and shut out whoever holds the lock. So the lock service
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from crdt_spine.spine import Spine
 
 VARIABLE: Final = "SPINE_FENCE"
-_FORM: Final = re.compile(r"(?:(?P<cluster>[A-Za-z0-9_-]{1,63})/)?(?P<token>[0-9]{1,19})(?:/(?P<lock>.+))?", re.DOTALL)
+_FORM: Final = re.compile(r"(?:(?P<cluster>[A-Za-z0-9_@-]{1,80})/)?(?P<token>[0-9]{1,19})(?:/(?P<lock>.+))?", re.DOTALL)
 
 
 class Named(NamedTuple):
-    """What a text says: a token, and of which cluster and lock, if it says that."""
+    """What a text says: a token, and of which cluster (`name@id`) and lock, if it says that."""
 
     cluster: str | None
     token: int
@@ -47,7 +47,7 @@ def named_by(context: click.Context, param: click.Parameter, text: str | None) -
     whole = found is not None and (found["cluster"] is None) == (found["lock"] is None)
     if found is None or not whole or len((found["lock"] or "").encode(errors="replace")) > LOCK_NAME_BYTES_MAX:
         message = (
-            f"{text!r:.80} is no fence; give a token, as `spine lock ls` shows it, or CLUSTER/TOKEN/LOCK, as "
+            f"{text!r:.80} is no fence; give a token, as `spine lock ls` shows it, or CLUSTER@ID/TOKEN/LOCK, as "
             f"`spine lock run` puts it into {VARIABLE}"
         )
         raise click.BadParameter(message, context, param)
@@ -65,8 +65,8 @@ async def under(named: Named | None, spine: Spine) -> dict[str, Any]:
     LeaseLost: nobody holds the lock any more; ConnectionFailed where no lock service says which leases there are."""
     if named is None:
         return {}
-    here = spine.session.hello.cluster
-    if named.cluster not in (None, here):
+    here = spine.session.hello.identity
+    if named.cluster not in (None, here, spine.session.hello.cluster):  # the last where somebody typed it
         raise InvalidInput(
             f"the fence {named.token} of the lock {named.lock!r} is from the cluster {named.cluster!r}, this is "
             f"{here!r}: acquire the lock of this one"

@@ -39,9 +39,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds for the whole cluster from its beginning: a config that says something else is not this cluster's."""
+    """What holds for the whole cluster from its beginning: a config that says something else is not this cluster's.
+    `cluster_id` is no config's: it was made at random, and tells clusters of the same name apart."""
 
     cluster: str = ""
+    cluster_id: str = ""
     region: str = ""
     partitions: int
     factor: int
@@ -177,6 +179,7 @@ class Membership(msgspec.Struct, frozen=True):
                 node: {**msgspec.to_builtins(member), "partitions": held[node]} for node, member in self.members.items()
             },
             "dead": sorted(self.members.keys() & {*self.dead}),
+            "gone": sorted(self.gone.keys() - self.members.keys()),
             "change": None
             if change is None
             else {

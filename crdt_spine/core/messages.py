@@ -469,6 +469,8 @@ class GetDocument(_Message, frozen=True, kw_only=True, tag="document", tag_field
     id: Id
     base: tuple[Whole, str] | None = None
     have: Vector = {}
+    level: Level | None = None  # as in `Get`; at "strong" there are no documents, and the answer says what demands it
+    default: Level = "read-your-writes"
 
 
 class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag_field="do"):
@@ -483,6 +485,8 @@ class EditDocument(_Message, frozen=True, kw_only=True, tag="edit-document", tag
     base: tuple[Whole, str] | None = None
     acks: Acks | None = None
     agent: Agent | None = None
+    level: Level | None = None
+    default: Level = "read-your-writes"
 
 
 class Query(_Message, frozen=True, kw_only=True, tag="query", tag_field="do"):
@@ -713,7 +717,8 @@ class FeedBatch(_Message, frozen=True, kw_only=True, tag_field="type", tag="feed
 class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"):
     """A node introduces its cluster to whoever asks on the discovery subject. `replicas` has, by partition, the nodes
     that answer for it at `epoch`; empty: where the ring puts them. `now`: its wall clock, milliseconds.
-    `lock_replicas`: brokers that are to keep leases; 0: as many as there may be."""
+    `lock_replicas`: brokers that are to keep leases; 0: as many as there may be. `cluster_id` was made at random when
+    the cluster was founded."""
 
     cluster: str
     region: str
@@ -734,6 +739,12 @@ class Hello(_Message, frozen=True, kw_only=True, tag_field="type", tag="hello/1"
     lock_ttl_seconds: float = limits.LEASE_SECONDS
     lock_ttl_seconds_max: float = limits.LEASE_SECONDS_ALLOWED
     lock_replicas: Whole = 0
+    cluster_id: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Which cluster this is, also among those that have the same name: `name@id`."""
+        return f"{self.cluster}@{self.cluster_id}" if self.cluster_id else self.cluster
 
 
 _encoder = msgspec.json.Encoder()

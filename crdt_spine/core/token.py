@@ -23,7 +23,7 @@ import msgspec
 from crdt_spine.core.messages import Unreadable, Vectors, Whole
 from crdt_spine.errors import InvalidInput, StaleToken
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _TOKEN = f"st{_VERSION}"
 _CURSOR = "sc1"
 _PLAIN, _SIGNED = 0, 1
@@ -42,7 +42,7 @@ _decode_cursor = msgspec.msgpack.Decoder(Cursor).decode
 
 
 def token_text(cluster: str, region: str, vectors: Vectors, secret: bytes = b"") -> str:
-    """The token of these vectors; signed, where there is a secret."""
+    """The token of these vectors; signed, where there is a secret. `cluster` is the cluster's identity (`name@id`)."""
     touched = sorted((number, vector) for number, vector in vectors.items() if vector)
     uses = Counter(actor for _, vector in touched for actor in vector)
     actors = {actor: index for index, (actor, _) in enumerate(sorted(uses.items(), key=lambda use: (-use[1], use[0])))}
@@ -88,8 +88,9 @@ def token_vectors(text: str, cluster: str, region: str, partitions: int, secret:
         raise _no_token(text)
     if theirs != (cluster, region):
         raise StaleToken(
-            f"the token is of cluster {theirs[0]!r}, region {theirs[1]!r}; this is {cluster!r}, {region!r}, where "
-            "nobody can ever have what it has"
+            f"the token is of cluster {theirs[0]!r}, region {theirs[1]!r}; this is {cluster!r}, {region!r}"
+            f"{_alike(theirs[0], cluster)}, where nobody can ever have what it has: connect to that one, or begin "
+            "without a token"
         )
     if signed and not secret:
         raise InvalidInput("the token is signed: give the secret of this cluster's agents (SPINE_TOKEN_SECRET)")
@@ -104,6 +105,12 @@ def token_vectors(text: str, cluster: str, region: str, partitions: int, secret:
     if not all(number < partitions for number in vectors):
         raise StaleToken(f"the token names partitions that this cluster of {partitions} does not have")
     return vectors
+
+
+def _alike(one: str, other: str) -> str:
+    """What to say of two clusters that differ by their ids only."""
+    same = one != other and one.partition("@")[0] == other.partition("@")[0]
+    return " (another cluster of that name, as the id behind the @ tells)" if same else ""
 
 
 def cursor_text(cursor: Cursor) -> str:

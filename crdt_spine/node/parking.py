@@ -90,25 +90,32 @@ class Parking:
                 self._parked.append(one)
 
     def _unreachable(self, parked: Parked) -> tuple[Result | None, bool]:
-        """Will no replica ever have what an operation waits for? Then it is told so. And: is that about to be known?"""
+        """Will no replica ever have some of what an operation waits for? Then it is told so, of all that is lost at
+        once. And: is that about to be known?"""
         i, id, undecided = parked.operation.i, getattr(parked.operation, "id", None), False
+        gone: Vectors = {}
+        message = ""
         for number, wanted in parked.token.items():
             mine = id is None or number == partition_of(id, self.partition_count)
             if not mine or number not in self.replica.partitions or not self.replica.may_be_unreachable(number, wanted):
                 continue
-            found = self.replica.unreachable(number, wanted, self.replication.peers.said_since)
-            if found is not None and (found[0] != self.replica.actor or parked.deadline <= time.monotonic()):
+            left = dict(wanted)
+            while found := self.replica.unreachable(number, left, self.replication.peers.said_since):
                 actor, why = found
-                here = self.replica.durable[number].get(actor, 0)
-                self.load.totals["stale_tokens"] += 1
-                message = (
-                    f"the token has change {wanted[actor]} of {actor} in partition {number}, which no replica has, nor "
-                    f"will have: {why}. The session goes on without it: read again what you rely on"
+                n = left.pop(actor)
+                if actor == self.replica.actor and parked.deadline > time.monotonic():
+                    undecided = True
+                    continue
+                gone.setdefault(number, {})[actor] = self.replica.durable[number].get(actor, 0)
+                message = message or (
+                    f"the token has change {n} of {actor} in partition {number}, which no replica has, nor will have: "
+                    f"{why}. The session goes on without it: read again what you rely on"
                 )
-                gone = {number: {actor: here}}
-                return Result(i=i, error="StaleToken", message=message, gone=gone, outcome="not applied"), False
-            undecided = True
-        return None, undecided
+            undecided = undecided or self.replica.may_be_unreachable(number, left)
+        if not gone:
+            return None, undecided
+        self.load.totals["stale_tokens"] += 1
+        return Result(i=i, error="StaleToken", message=message, gone=gone, outcome="not applied"), False
 
     def _sent_elsewhere(self, inbox: str, operation: Operation, token: Vectors) -> bool:
         """Does an operation wait for what comes page by page? Another replica has it already."""

@@ -27,7 +27,7 @@ from crdt_spine.node.agreement import agree
 from crdt_spine.node.claim import NodeClaim
 from crdt_spine.node.node import Node
 from crdt_spine.node.recovery import check_folder
-from crdt_spine.node.register import KEY, Register, TakenOut, beginning, bucket_of, entered, saved_in
+from crdt_spine.node.register import KEY, Register, TakenOut, beginning, bucket_of, entered, new_cluster_id, saved_in
 from crdt_spine.node.reseeding import Retired
 from crdt_spine.node.seats import Removed
 from crdt_spine.storage.engine import StorageFull, StorageUnusable
@@ -223,7 +223,8 @@ async def _entered(start: _Start, engine: SqliteEngine, transport: NatsTransport
     saved, blank = saved_in(extra), "incarnation" not in extra
     cell = await transport.cell(bucket_of(start.cluster.name), KEY, start.cluster.locks.replicas or 1)
     register = Register(cell)
-    first = beginning(start.hello, former=saved is None and not blank)
+    hello = msgspec.structs.replace(start.hello, cluster_id=new_cluster_id())  # where there is no cluster yet
+    first = beginning(hello, former=saved is None and not blank)
     membership = await entered(register, transport, first, saved, blank, start.me.id)
     agree(start.cluster, membership, str(start.file))
     member = membership.members.get(start.me.id)

@@ -330,8 +330,9 @@ class Seats:
             for id, member in membership.members.items()
         ]
         self.hello = msgspec.structs.replace(
-            self.hello, nodes=nodes, epoch=membership.epoch, replicas=membership.replicas()
-        )
+            self.hello, nodes=nodes, epoch=membership.epoch, replicas=membership.replicas(),
+            cluster_id=membership.settings.cluster_id,
+        )  # fmt: skip
         self.layout = Layout(self.hello)
         self.serving.epoch = membership.epoch
         self.replication.epoch = self.epoch

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +35,10 @@ RunScript = Callable[..., Awaitable[asyncio.subprocess.Process]]
 # -- whose it is -----------------------------------------------------------------------------------------------------
 
 
-async def test_tokens_are_signed_where_there_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_are_signed_where_there_is_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "memories.db"
     monkeypatch.delenv("SPINE_TOKEN_SECRET", raising=False)
-    async with Spine.open(":memory:", agent="a", token_secret=SECRET) as spine:
+    async with Spine.open(file, agent="a", token_secret=SECRET) as spine:
         async with spine.subscribe() as updates:
             await spine.store("x")
             update = await anext(updates)
@@ -57,12 +59,12 @@ async def test_tokens_are_signed_where_there_is_a_secret(monkeypatch: pytest.Mon
             await spine.wait_for(unsigned)
         assert SECRET not in repr(vars(spine)) + repr(spine)
     monkeypatch.setenv("SPINE_TOKEN_SECRET", SECRET)
-    async with Spine.open(":memory:", agent="a") as spine:
+    async with Spine.open(file, agent="a") as spine:
         assert spine.session.token_secret == SECRET.encode()
         with pytest.raises(InvalidInput, match="only signed ones"):
             spine.subscribe(token=unsigned)
     with pytest.raises(InvalidInput, match="only signed ones"):
-        async with Spine.open(":memory:", agent="a", token=unsigned):
+        async with Spine.open(file, agent="a", token=unsigned):
             pass
     for bad in ("short", "", b"", 5, "x" * 2_000, "\ud800" * 20):
         with pytest.raises(InvalidInput, match="token_secret"):
@@ -108,7 +110,8 @@ class Wire:
 class Cluster:
     """Three nodes in this process, without disks: one that is stopped loses everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 2) -> None:
+        self.partitions = partitions
         self.transport = LocalTransport()
         self.wires: dict[str, Wire] = {}
         self.nodes: dict[str, Node] = {}
@@ -116,8 +119,8 @@ class Cluster:
     async def start(self, *ids: str) -> None:
         for id in ids:
             hello = Hello(
-                cluster="c", region="r", node=id, state="up", nodes=[NodeInfo(id=one) for one in IDS], partitions=2,
-                factor=3, write_quorum=2,
+                cluster="c", region="r", node=id, state="up", nodes=[NodeInfo(id=one) for one in IDS],
+                partitions=self.partitions, factor=3, write_quorum=2,
             )  # fmt: skip
             wire: Any = Wire(self.transport)
             self.wires[id] = wire
@@ -150,6 +153,15 @@ async def nodes() -> AsyncIterator[Cluster]:
     await cluster.close()
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def wide() -> AsyncIterator[Cluster]:
+    """The same with more partitions."""
+    cluster = Cluster(partitions=16)
+    await cluster.start(*IDS)
+    yield cluster
+    await cluster.close()
+
+
 async def test_what_died_with_a_disk_is_stale_soon_and_the_session_goes_on(nodes: Cluster) -> None:
     spine, other = await nodes.spine(), await nodes.spine()
     spine.session.timeout = other.session.timeout = 60.0
@@ -177,6 +189,115 @@ async def test_what_died_with_a_disk_is_stale_soon_and_the_session_goes_on(nodes
         assert memory is not None and memory.content == "everywhere", "it was told, and goes on"
         assert (await spine.update("m", content="anew")).content == "anew"
         await other.wait_for(spine.token)
+    finally:
+        await spine.close()
+        await other.close()
+
+
+async def test_one_lost_disk_was_told_of_once_for_each_partition(wide: Cluster) -> None:
+    """One dead token, and of a hundred calls every one that came to a new partition raised StaleToken."""
+    spine, other = await wide.spine(), await wide.spine()
+    try:
+        ids = [f"m{k}" for k in range(100)]
+        await asyncio.gather(*[spine.store("everywhere", id=id) for id in ids])
+        whole = spine.token
+        await other.wait_for(whole)
+        lost = "a"
+        wide.wires[lost].mute = True
+        at_home = [id for id in ids if spine.session.routing.replicas[spine.session.layout.partition_of(id)][0] == lost]
+        concerned = {spine.session.layout.partition_of(id) for id in at_home}
+        assert len(concerned) > 2
+        await asyncio.gather(*[spine.update(id, content="on one disk", consistency="eventual") for id in at_home])
+        token, actor = spine.token, wide.nodes[lost].replica.actor
+        await wide.lose(lost)
+        await wide.start(lost)  # with an empty disk
+
+        readers = {"gets": await wide.spine(), "queries": await wide.spine(), "stores": spine}
+        for name, reader in readers.items():
+            reader.session.timeout = 60.0
+            reader.session.see(reader.session.token_vectors(token))
+            told = 0
+            for number, id in enumerate(at_home + ids[:20]):
+                try:
+                    if name == "gets":
+                        memory = await reader.get(id)
+                        assert memory is not None and memory.content == "everywhere"
+                    elif name == "queries":
+                        await reader.query(limit=1)
+                    else:
+                        await reader.store("anew", id=f"new-{number}")
+                except StaleToken as stale:
+                    assert actor in str(stale)
+                    told += 1
+            assert told == 1, name
+            left = reader.session.vectors
+            kept = reader.session.token_vectors(whole)
+            for number, vector in kept.items():  # what others have of that actor is not left out
+                assert left[number].get(actor, 0) >= vector.get(actor, 0), number
+            await reader.close()
+    finally:
+        await spine.close()
+        await other.close()
+
+
+async def test_a_subscription_took_a_lost_token_over_into_the_session(wide: Cluster) -> None:
+    """It raised nothing, delivered, and from then on reads of the session failed: what it had not reached was joined
+    into the session's token with the first update."""
+    spine, other = await wide.spine(), await wide.spine()
+    try:
+        await asyncio.gather(*[spine.store("everywhere", id=f"m{k}") for k in range(40)])
+        whole = spine.session.token_vectors(spine.token)
+        ended = "r/a@gone"
+        token = spine.session.token_text({number: {**vector, ended: 7} for number, vector in whole.items()})
+        updates = other.subscribe(token=token)
+        with pytest.raises(StaleToken, match=f"of {ended} in partition"):
+            async with updates:
+                pass
+        assert len((await other.query(limit=50)).memories) == 40, "the session is as it was"
+        # What is lost is not in the subscription's token any more, and nothing else is missed.
+        async with other.subscribe(token=updates.token) as again, asyncio.timeout(30):
+            await spine.update("m7", content="after it")
+            update = await anext(again)
+            assert (update.memory.id, update.memory.content) == ("m7", "after it")
+        assert not any(vector.get(ended) for vector in other.session.vectors.values())
+        assert (await other.store("on it goes")).content
+    finally:
+        await spine.close()
+        await other.close()
+
+
+async def test_what_a_subscription_was_told_is_dead_and_did_not_come_back_with_each_update(wide: Cluster) -> None:
+    """A disk is lost while a subscription is open that has told of what was on it alone: its session is told once."""
+    spine, other = await wide.spine(), await wide.spine()
+    try:
+        await spine.store("everywhere", id="m0")
+        number = spine.session.layout.partition_of("m0")
+        first = spine.session.routing.replicas[number][0]
+        await other.wait_for(spine.token)
+        beside = next(f"b{k}" for k in range(200) if spine.session.layout.partition_of(f"b{k}") == number)
+        async with other.subscribe() as updates, asyncio.timeout(60):
+            wide.wires[first].mute = True
+            feed = next(source.node for source in updates._sources.values() if number in source.partitions)
+            actor = wide.nodes[first].replica.actor
+            if feed != first:  # it tells of nothing that it has not got
+                dead = {number: {**spine.session.vectors[number], actor: 99}}
+                updates._positions.update(dead)
+                other.session.see(dead)
+            else:
+                await spine.update("m0", content="on one disk", consistency="eventual")
+                assert (await anext(updates)).memory.content == "on one disk"
+            await wide.lose(first)
+            await wide.start(first)
+            with pytest.raises(StaleToken):
+                await other.get("m0")
+            writer = await wide.spine()
+            for turn in range(3):
+                await writer.store(f"after {turn}", id=beside)
+                update = await anext(updates)
+                while update.memory.id != beside or update.memory.content != f"after {turn}":
+                    update = await anext(updates)
+                assert await other.get("m0") is not None, "it was told already"
+            await writer.close()
     finally:
         await spine.close()
         await other.close()

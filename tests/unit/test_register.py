@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from crdt_spine.core.membership import Member, Membership, from_json, to_json
@@ -11,7 +12,7 @@ from crdt_spine.core.membership_changes import proposed
 from crdt_spine.core.messages import Hello, NodeInfo, encode
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT
 from crdt_spine.errors import ConfigError
-from crdt_spine.node.register import Register, beginning, entered
+from crdt_spine.node.register import Register, beginning, entered, new_cluster_id
 from crdt_spine.transport.base import Disconnected, Kept, Message
 from crdt_spine.transport.local import LocalCell, LocalTransport
 
@@ -53,6 +54,52 @@ async def test_it_is_founded_once_and_then_everybody_goes_by_it() -> None:
     grown = added(FIRST, "d")
     assert await Register(cell).replace(FIRST, grown)
     assert await enter(Register(cell), node="b") == grown
+
+
+def with_id(cluster_id: str, epoch: int = 1) -> Membership:
+    return msgspec.structs.replace(beginning(msgspec.structs.replace(HELLO, cluster_id=cluster_id)), epoch=epoch)
+
+
+async def test_of_several_founders_one_gives_the_cluster_its_id() -> None:
+    cell, transport = LocalCell(), LocalTransport()
+    founders = [with_id(new_cluster_id()) for _ in range(3)]
+    found = await asyncio.gather(*[
+        entered(Register(cell), transport, first, None, True, node)
+        for first, node in zip(founders, "abc", strict=True)
+    ])  # fmt: skip
+    later = await entered(Register(cell), transport, with_id(new_cluster_id()), None, True, "d")
+    assert len({membership.settings.cluster_id for membership in (*found, later)}) == 1
+    assert len({founder.settings.cluster_id for founder in founders}) == 3
+    await transport.close()
+
+
+async def test_a_cluster_that_lost_its_register_stays_the_one_that_it_was() -> None:
+    cell, transport = LocalCell(), LocalTransport()
+    made = await entered(Register(cell), transport, with_id("new"), with_id("old", 3), False, "a")
+    assert (made.settings.cluster_id, made.epoch) == ("old", 3)
+    await transport.close()
+
+
+async def test_a_folder_of_another_cluster_of_the_same_name_is_refused() -> None:
+    cell = LocalCell(to_json(with_id("this")))
+    for epoch in (1, 5):
+        with pytest.raises(ConfigError, match=r"another cluster that is called 'c'.*'other'.*'this'.*its own folder"):
+            await enter(Register(cell), saved=with_id("other", epoch), blank=False)
+    assert from_json(cell.kept.value if cell.kept else b"") == with_id("this"), "and nothing was made again of it"
+
+
+async def test_a_node_does_not_follow_the_register_of_another_cluster() -> None:
+    """Its broker was exchanged for that of another cluster of the same name."""
+    cell = LocalCell(to_json(with_id("this")))
+    register = Register(cell)
+    await enter(register)
+    mine, theirs = with_id("this"), with_id("other", 9)
+    assert await Register(cell).replace(mine, theirs)
+    for act in (register.look, register.look, lambda: register.replace(theirs, added(mine, "d"))):
+        with pytest.raises(Disconnected, match="another cluster of the same name"):
+            await act()
+    assert await Register(cell).replace(theirs, mine)
+    assert await register.look() == mine
 
 
 async def test_one_that_was_lost_is_made_again_of_what_a_node_has() -> None:
