@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from crdt_spine.cli import fence, outcome
+from crdt_spine.cli import fence, holding, outcome
 from crdt_spine.cli.options import Common, connected, inherited
 from crdt_spine.cli.output import emit
 from crdt_spine.cli.values import duration_of
@@ -89,34 +89,39 @@ def run_(
 
     The command finds the lock's name and fencing token in SPINE_LOCK_NAME and SPINE_LOCK_TOKEN, and in SPINE_FENCE what
     `spine store`, `update` and `delete` take by themselves: what it writes with them is refused once a later lease was
-    given. Where the lock is lost meanwhile it gets SIGTERM, 5 s later SIGKILL. Exit code: the command's (128 + n where
-    signal n ended it); 4 where the lock could not be had, and where it was lost.
+    given. Where the lock is lost meanwhile it gets SIGTERM, 5 s later SIGKILL; what ends this process (SIGINT, SIGTERM,
+    SIGHUP, SIGQUIT) is passed on to it, and on Linux it does not outlive a SIGKILL either. Exit code: the command's
+    (128 + n where signal n ended it, or the waiting; 127 where there is none of that name); 4 where the lock could not
+    be had, and where it was lost.
     """
     from crdt_spine.cli.opening import opened, run
 
     async def main() -> int:
-        async with opened(common) as spine, spine.lock(name, ttl=ttl, wait=0 if no_wait else wait) as lease:
-            return await _run(command, lease)
+        with holding.Signals() as signals:
+            try:
+                async with opened(common) as spine, spine.lock(name, ttl=ttl, wait=0 if no_wait else wait) as lease:
+                    return await _run(command, lease, signals)
+            except asyncio.CancelledError:
+                if signals.number is None:
+                    raise
+                return 128 + signals.number
 
-    return run(main())
+    try:
+        holding.check(command[0])
+        return run(main())
+    except holding.NotStarted as error:
+        outcome.report(error, as_json=common.as_json)
+        return error.code
 
 
-async def _run(command: tuple[str, ...], lease: Lease) -> int:
-    """The command's exit code; UNAVAILABLE where the lease was lost. Raises OSError."""
+async def _run(command: tuple[str, ...], lease: Lease, signals: holding.Signals) -> int:
+    """The command's exit code; UNAVAILABLE where the lease was lost. Raises NotStarted, OSError."""
     environment = {
         **os.environ, TOKEN_VARIABLE: str(lease.token), NAME_VARIABLE: lease.name,
         fence.VARIABLE: fence.text_of(lease.cluster, lease.fence),
     }  # fmt: skip
-    process = await asyncio.create_subprocess_exec(*command, env=environment)
-    loop = asyncio.get_running_loop()
-
-    def pass_on(number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    # A Ctrl-C reaches the command by itself, as it is in the terminal's foreground; it says when it has ended.
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    loop.add_signal_handler(signal.SIGTERM, pass_on, signal.SIGTERM)
+    process = await holding.start(command, environment)
+    signals.pass_on_to(process)
     ended = asyncio.create_task(process.wait())
     lost = asyncio.create_task(lease.lost.wait())
     try:
@@ -124,17 +129,15 @@ async def _run(command: tuple[str, ...], lease: Lease) -> int:
         if ended.done():
             return _code(process.returncode)
         click.echo(f"the lock {lease.name!r} is lost: {command[0]} is ended", err=True)
-        pass_on(signal.SIGTERM)
+        holding.send(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(ended), GRACE_SECONDS)
         return outcome.UNAVAILABLE
     finally:
         lost.cancel()
         if process.returncode is None:
-            pass_on(signal.SIGKILL)
+            holding.send(process, signal.SIGKILL)
             await ended
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _code(returncode: int | None) -> int:

@@ -5,6 +5,10 @@ that do not run alike. So its reckoning ends before the broker's does, without a
 renewed three times in its time; once it could not be in time, or somebody says that it is lost, `lost` is set. Who was
 paused meanwhile learns it then; what it writes with the lease as its `fence` is refused once another one was given
 (core/fences.py).
+
+The broker gives a request to any instance of the service, and does not know that one is paused. So what is not answered
+at once is asked again and again, with the same nonce, of any of them: whoever answers first is heard. An instance that
+wakes up distrusts what it finds (locks/service.py); what one gives too late all the same is given back.
 """
 
 from __future__ import annotations
@@ -41,7 +45,10 @@ from crdt_spine.transport.base import Disconnected, Message, NobodyListens, Subs
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS_MAX: Final = 3.0  # a request that has no answer by then is asked again, perhaps of another instance
+ANSWER_SECONDS_MAX: Final = 3.0  # for any instance to answer a request
+ANOTHER_SECONDS: Final = 0.3  # for one, before any is asked the same again; above service.py's STILL_SECONDS
+LISTED_SECONDS: Final = 1.0  # the same for a list of all locks, which takes longer
+DECIDED_SECONDS_MIN: Final = 1.0  # for the service to say something about a lock, however short the wait for it
 ASK_AGAIN_SECONDS: Final = 2.0  # while in line: so that an instance knows of it whatever became of the others
 SILENT_SECONDS_MAX: Final = 15.0  # of a service that has answered before: instances are started again
 PAUSE_SECONDS: Final = 0.1  # before an instance is asked again that can't answer now
@@ -71,7 +78,7 @@ class Lease:
         self.token = granted.token
         self.ttl = ttl
         self.lost = asyncio.Event()
-        self.cluster = client.cluster
+        self.cluster = client.identity  # whose lock it is: `name@id`
         self._client = client
         self._nonce = nonce
         self._sequence = granted.sequence
@@ -110,7 +117,7 @@ class Lease:
             if not self.valid:
                 raise self._over()
             asked = monotonic()
-            answer = await self._client.ask(
+            answer = await self._client.renew(
                 Renew(lock=self.name, nonce=self._nonce, agent=self._client.agent, ttl=self.ttl, token=self.token,
                       sequence=self._sequence),
                 min(ANSWER_SECONDS_MAX, self._until - asked),
@@ -165,22 +172,28 @@ class Lease:
 
 
 class LockClient:
-    """What asks the lock service for an agent. `cluster` is the cluster's name."""
+    """What asks the lock service for an agent. `cluster` is the cluster's name, `identity` what tells it from others of
+    that name (None: nothing does)."""
 
-    def __init__(self, transport: Transport, cluster: str, agent: str) -> None:
+    def __init__(self, transport: Transport, cluster: str, agent: str, identity: str | None = None) -> None:
         self.cluster = cluster
+        self.identity = identity or cluster
         self.agent = agent
         self._transport = transport
         self._subject = Subjects(cluster).lock
         self._direct = DirectWay(transport, cluster)
         self._offers: dict[str, asyncio.Future[Offer]] = {}  # of those in line, by nonce
         self._wanted: set[str] = set()  # nonces of attempts and leases that are not over
+        self._tasks: set[asyncio.Task[Any]] = set()  # requests that are not answered, also where another one is
         self._inbox = f"_INBOX.spinelock.{secrets.token_hex(6)}"
         self._subscription: Subscription | None = None
         self._subscribing = asyncio.Lock()
 
     async def close(self) -> None:
-        """Hear no more offers."""
+        """Hear no more offers, nor answers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._subscription is not None:
             await self._subscription.cancel()
 
@@ -199,6 +212,7 @@ class LockClient:
             return lease
         except ConnectionFailed:
             held = True  # nobody to say it to; what there is ends by itself
+            self._wanted.discard(nonce)
             raise
         finally:
             self._offers.pop(nonce, None)
@@ -209,12 +223,12 @@ class LockClient:
         self, name: str, nonce: str, ttl: float, wait: float | None, begun: float, offer: asyncio.Future[Offer]
     ) -> Lease:
         # `fresh`: what is granted in answer to the first question was given just now.
-        first, fresh, holder, heard_at = True, True, "", 0.0
+        first, fresh, decided, holder, heard_at = True, True, False, "", 0.0
         problem: ConnectionFailed | None = None
         while True:
             asked = monotonic()
             left = None if wait is None else wait - (asked - begun)
-            if left is not None and left <= 0 and not first:
+            if left is not None and left <= 0 and (decided or asked - begun >= DECIDED_SECONDS_MIN):
                 if problem is not None and not heard_at:
                     raise problem
                 by = f": {holder} holds it" if holder else ""
@@ -228,7 +242,8 @@ class LockClient:
                 if (given := await self._direct.acquire(request)) is not None:
                     return Lease(self, name, nonce, ttl, given, asked + counted(ttl))
                 fresh = False
-            patience = ANSWER_SECONDS_MAX if left is None else max(0.2, min(ANSWER_SECONDS_MAX, left))
+            patience = ANSWER_SECONDS_MAX if left is None else min(ANSWER_SECONDS_MAX, left)
+            patience = max(patience, 0.2 if decided else begun + DECIDED_SECONDS_MIN - asked)
             pause = ASK_AGAIN_SECONDS
             try:
                 answer = await self.ask(request, patience)
@@ -249,8 +264,10 @@ class LockClient:
                 raise LockTimeout(f"the lock {name!r} is held by {answer.holder or 'another one, or being given away'}")
             if answer.state == "again":
                 pause = PAUSE_SECONDS
+            else:
+                decided = True
             first, holder = False, answer.holder or holder
-            if wait is not None:
+            if wait is not None and decided:
                 pause = min(pause, max(0.0, wait - (monotonic() - begun)))
             with contextlib.suppress(TimeoutError):
                 heard = await asyncio.wait_for(asyncio.shield(offer), pause)
@@ -267,13 +284,20 @@ class LockClient:
                 lock=name, nonce=nonce, agent=self.agent, ttl=ttl, token=given.token, sequence=given.sequence
             )
             with contextlib.suppress(ConnectionFailed):
-                answer = await self.ask(request, 1.0)
+                answer = await self.renew(request, 1.0)
                 if answer.state == "granted":
                     return Lease(self, name, nonce, ttl, answer, asked + counted(ttl))
                 if answer.state == "lost":
                     return None
             await asyncio.sleep(PAUSE_SECONDS)
         return None
+
+    async def renew(self, request: Renew, seconds: float) -> LockAnswer:
+        """Without the service where it can be, in a part of the time. Raises ConnectionFailed."""
+        asked = monotonic()
+        if self._direct.is_open and (given := await self._direct.renew(request, seconds / 3)) is not None:
+            return given
+        return await self.ask(request, seconds - (monotonic() - asked))
 
     async def release(self, release: Release) -> None:
         """Say that it is not wanted any more, as far as somebody hears it in time."""
@@ -300,7 +324,7 @@ class LockClient:
             raise ConnectionFailed(f"the lock service can't say now: {_decode(answer).message}") from error
 
     async def ask(self, request: LockRequest, seconds: float) -> LockAnswer:
-        """Raises ConnectionFailed where no answer came; the request may have been done."""
+        """What any instance says. Raises ConnectionFailed where no answer came; the request may have been done."""
         try:
             answer = _decode(await self._request(request, seconds))
         except Unreadable as error:
@@ -310,9 +334,17 @@ class LockClient:
         return answer
 
     async def _request(self, request: LockRequest, seconds: float) -> bytes:
+        """The first answer that comes."""
         address = getattr(self._transport, "url", "this address")
         try:
-            return await self._transport.request(self._subject, encode(request), max(seconds, 0.05))
+            async with asyncio.timeout(max(seconds, 0.05)):
+                asked = {self._asked(request)}
+                while True:
+                    patience = LISTED_SECONDS if isinstance(request, ListLocks) else ANOTHER_SECONDS
+                    done, asked = await asyncio.wait(asked, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                    if done:
+                        return min(done, key=lambda one: one.exception() is not None).result()
+                    asked.add(self._asked(request))
         except NobodyListens as error:
             raise ConnectionFailed(
                 f"no lock service of the cluster {self.cluster!r} is at {address}; `spine locks` starts one, and "
@@ -320,6 +352,27 @@ class LockClient:
             ) from error
         except (TimeoutError, Disconnected) as error:
             raise ConnectionFailed(f"{address}: the lock service did not answer within {seconds:g} s") from error
+
+    def _asked(self, request: LockRequest) -> asyncio.Task[bytes]:
+        """The request, under way. Its answer is heard even if another one was sooner."""
+        asking = asyncio.create_task(self._transport.request(self._subject, encode(request), ANSWER_SECONDS_MAX))
+        self._keep(asking)
+        asking.add_done_callback(lambda asking: self._look_at(request, asking))
+        return asking
+
+    def _look_at(self, request: LockRequest, asking: asyncio.Task[bytes]) -> None:
+        """Give back what is given to an attempt that is over."""
+        if asking.cancelled() or asking.exception() is not None:
+            return
+        if isinstance(request, Acquire) and request.nonce not in self._wanted:
+            with contextlib.suppress(*Unreadable):
+                if (answer := _decode(asking.result())).state == "granted":
+                    late = Release(lock=request.lock, nonce=request.nonce, sequence=answer.sequence)
+                    self._keep(asyncio.create_task(self.release(late)))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _listen(self) -> None:
         async with self._subscribing:
@@ -370,8 +423,8 @@ def counted(ttl: float) -> float:
 
 
 def fence_of(fence: Any, cluster: str) -> Fence | None:
-    """What a write sends of what it was given as `fence`. Raises InvalidInput for what is no lease of this cluster,
-    LeaseLost for one that is over."""
+    """What a write sends of what it was given as `fence`, in the cluster of this identity. Raises InvalidInput for what
+    is no lease of this cluster, LeaseLost for one that is over."""
     if fence is None:
         return None
     if isinstance(fence, Fence):

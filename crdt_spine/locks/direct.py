@@ -2,8 +2,8 @@
 
 What makes it safe is the stream's condition, not who publishes under it: the service does no more for such a lock
 (core/locks.py, `acquire`), and every instance of it may be a dead one's successor as well. So the agent runs the same
-rule as far as its first step decides. Whatever it does not decide, and everything about waiting, is the service's,
-asked with the same nonce: it recognises what this attempt has published.
+rule as far as its first step decides, and so it renews its lease. Whatever it does not decide, and everything about
+waiting, is the service's, asked with the same nonce: it recognises what this attempt has published.
 
 The epoch comes from a lease that the service gave: it has asked a majority of the nodes for it (locks/epochs.py). A
 stream that is made anew later has other subjects; what is published on those of the old one reaches nothing, and the
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from crdt_spine.core import locks
 from crdt_spine.core.fences import epoch_of
-from crdt_spine.core.lock_messages import Acquire, LockAnswer, Release
+from crdt_spine.core.lock_messages import Acquire, LockAnswer, Release, Renew
 from crdt_spine.core.messages import encode
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.transport.base import Disconnected, Leases, LeasesGone, Transport
@@ -50,16 +50,13 @@ class DirectWay:
 
     async def acquire(self, ask: Acquire) -> LockAnswer | None:
         """The lease; None: the service is to be asked, for which this attempt is not its first one any more."""
-        rule, result = locks.acquire(ask, self._epoch), None
-        while True:
-            try:
-                step = rule.send(result)
-            except StopIteration as end:
-                answer: LockAnswer = end.value
-                return answer
-            result = await self._done(step)
-            if result is None:
-                return None
+        return await self._run(locks.acquire(ask, self._epoch), SECONDS_MAX)
+
+    async def renew(self, ask: Renew, seconds: float) -> LockAnswer | None:
+        """The lease, for its whole time from now on; None: the service is to be asked. `seconds` for each step."""
+        if epoch_of(ask.token) != self._epoch:
+            return None
+        return await self._run(locks.renew(ask, self._epoch), min(seconds, SECONDS_MAX))
 
     async def release(self, ask: Release) -> bool:
         """Is it released, and was it this very lease? Else, or where that is not known, the service is to be asked."""
@@ -74,11 +71,24 @@ class DirectWay:
             and self._loop.time() >= self._shut_until
         )
 
-    async def _done(self, step: locks.Step) -> Any:
+    async def _run(self, rule: locks.Rule, seconds: float) -> LockAnswer | None:
+        """Run a rule for as long as its steps decide; None: one did not."""
+        result: Any = None
+        while True:
+            try:
+                step = rule.send(result)
+            except StopIteration as end:
+                answer: LockAnswer = end.value
+                return answer
+            result = await self._done(step, seconds)
+            if result is None:
+                return None
+
+    async def _done(self, step: locks.Step, seconds: float = SECONDS_MAX) -> Any:
         """What came of a step, where this is all that is to be done; else None."""
         assert self._leases is not None
         try:
-            async with asyncio.timeout(SECONDS_MAX):
+            async with asyncio.timeout(seconds):
                 match step:
                     case locks.Put(path, value, expected, seconds, whole):
                         return await self._leases.put(path, value, expected, seconds, whole)

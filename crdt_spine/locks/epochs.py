@@ -70,8 +70,10 @@ class Epochs:
                 return found[0]
             epoch = max(known, 0 if found is None else found[0]) + 1
             assert epoch <= EPOCH_MAX, "the stream of leases was made anew half a million times"
-            log.warning("leases are given out in the new epoch %d (nodes know %d, the brokers have %s)",
-                        epoch, known, "none" if found is None else found)  # fmt: skip
+            first = known == 0 and found is None  # then it is nothing that anybody has to know
+            log.log(logging.INFO if first else logging.WARNING,
+                    "leases are given out in the new epoch %d (nodes know %d, the brokers have %s)",
+                    epoch, known, "none" if found is None else found)  # fmt: skip
             await self._ask(epoch)
             if found is not None:
                 await self._leases.discard()

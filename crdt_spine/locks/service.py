@@ -45,9 +45,9 @@ from crdt_spine.transport.base import (
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS: Final = 0.25
-STILL_SECONDS: Final = 1.0  # an instance that does not come to run for so long may have been paused
-DISTRUST_SECONDS: Final = 1.0  # after that: who asked then has long asked another one, and may not want it any more
+TICK_SECONDS: Final = 0.1
+STILL_SECONDS: Final = 0.25  # an instance that does not come to run for so long may have been paused
+DISTRUST_SECONDS: Final = 0.3  # after that: who asked then has asked another one, and may not want it any more
 QUEUE: Final = "locks"
 LINES: Final = "*.wait.*"  # the lines of all locks
 LOOK_SECONDS_MAX: Final = 1.0  # between two looks at a lock that somebody waits for
@@ -110,7 +110,7 @@ class LockService:
         while True:
             before = self._loop.time()
             await asyncio.sleep(TICK_SECONDS)
-            if self._loop.time() - before > TICK_SECONDS + STILL_SECONDS:
+            if self._loop.time() - before > STILL_SECONDS:
                 self._stood_still_at = self._loop.time()
 
     # -- requests ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -21,10 +22,11 @@ from crdt_spine import FenceRejected, InvalidInput, Lease, LockTimeout, Spine
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent
 from crdt_spine.config import LocksConfig, NodeConfig, new_cluster
 from crdt_spine.core.fences import Fence, epoch_of
-from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion
+from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion, LockAnswer, LockRequest, Release
 from crdt_spine.core.messages import Hello, NodeInfo, encode
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConnectionFailed, LeaseLost
+from crdt_spine.locks.client import LockClient
 from crdt_spine.locks.service import LockService
 from crdt_spine.supervisor import lock_service
 from crdt_spine.transport.base import Message
@@ -173,8 +175,31 @@ async def test_bad_input_says_what_to_do(spines: tuple[Spine, Spine], one: Runni
     with pytest.raises(InvalidInput, match="fence must be a Lease"):
         await a.store("x", fence=7)  # type: ignore[arg-type]
     async with Spine.open(":memory:", agent="z") as other, one.spine("z") as here, other.lock("x") as theirs:
-        with pytest.raises(InvalidInput, match="from the cluster 'embedded'"):
+        with pytest.raises(InvalidInput, match="from the cluster 'embedded@"):
             await here.store("x", fence=theirs)
+
+
+async def test_each_of_many_memories_may_have_a_fence(spines: tuple[Spine, Spine]) -> None:
+    """`store_many` takes what `store` takes; it called `fence` unknown."""
+    a, _ = spines
+    async with a.lock("many") as lease:
+        found = await a.store_many([{"content": "1", "fence": lease}, {"content": "2"}])
+        assert [memory.content for memory in found] == ["1", "2"]
+        old = Fence("many", lease.token)
+    with pytest.raises(LeaseLost):
+        await a.store_many([{"content": "3", "fence": lease}])
+    async with a.lock("many"):
+        with pytest.raises(FenceRejected):
+            await a.store_many([{"content": "3", "fence": old}])
+    with pytest.raises(InvalidInput, match="memory 0: fence must be a Lease"):
+        await a.store_many([{"content": "3", "fence": 7}])
+
+
+async def test_the_first_lock_of_an_embedded_node_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """That leases are given out in a new epoch is news where there was another one."""
+    async with Spine.open(":memory:", agent="a") as spine, spine.lock("x"):
+        pass
+    assert [record.message for record in caplog.records if record.levelname not in ("INFO", "DEBUG")] == []
 
 
 async def test_names_may_be_anything_that_is_text(spines: tuple[Spine, Spine]) -> None:
@@ -365,6 +390,82 @@ async def test_a_lock_that_nobody_else_wants_is_had_and_released_without_the_ser
         await last.release()
 
 
+async def test_one_paused_instance_of_two_costs_neither_leases_nor_acquisitions(one: RunningCluster) -> None:
+    """The broker gives it every other request all the same. All leases of two seconds were lost, and half of the
+    acquisitions failed after the whole of their wait."""
+    pid = one.pid("locks-2") or 0
+    async with one.spine("a") as a, contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(a.lock(f"held {number}", ttl=3)) for number in range(6)]
+        agents = [await stack.enter_async_context(one.spine(f"f{number}")) for number in range(6)]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+
+            async def fresh(spine: Spine, number: int) -> None:
+                async with spine.lock(f"fresh {number}", wait=6):
+                    pass
+
+            await asyncio.gather(*(fresh(spine, number) for number, spine in enumerate(agents)))
+            await asyncio.sleep(4)  # longer than a lease
+            assert not any(lease.lost.is_set() for lease in held)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        async with asyncio.timeout(20):  # what it finds when it wakes up is old: nobody is given a lock for it
+            while len(await a.locks()) != len(held):
+                await asyncio.sleep(0.1)
+
+
+async def test_a_lock_that_is_given_too_late_is_given_back(one: RunningCluster) -> None:
+    """By an instance that was slow, while another one had answered, to who has released the lock since."""
+    transport = await NatsTransport.connect(one.url, "test")
+    slow, answered = asyncio.Event(), asyncio.Event()
+    released: list[str] = []
+
+    async def instance(message: Message) -> None:
+        request = msgspec.json.decode(message.payload, type=LockRequest)
+        if isinstance(request, Release):
+            released.append(request.nonce)
+            transport.send(message.reply, encode(LockAnswer(state="released")))
+        elif not slow.is_set():
+            slow.set()
+            await answered.wait()
+            transport.send(message.reply, encode(LockAnswer(state="granted", token=2, sequence=2)))
+        else:
+            transport.send(message.reply, encode(LockAnswer(state="held", holder="x")))
+
+    await transport.subscribe(
+        Subjects("slow").lock, lambda message: running.append(asyncio.create_task(instance(message)))
+    )
+    running: list[asyncio.Task[None]] = []
+    agent = await NatsTransport.connect(one.url, "agent")
+    client = LockClient(agent, "slow", "a")
+    try:
+        with pytest.raises(LockTimeout):
+            await client.acquire("x", 10, 0)
+        given_up = len(released)
+        answered.set()
+        async with asyncio.timeout(10):
+            while len(released) == given_up:
+                await asyncio.sleep(0.02)
+        assert len(set(released)) == 1
+    finally:
+        await client.close()
+        await agent.close()
+        await transport.close()
+
+
+async def test_a_lease_is_renewed_without_the_service(one: RunningCluster) -> None:
+    pids = [one.pid(name) or 0 for name in ("locks", "locks-2")]
+    async with one.spine("a") as a, a.lock("renewed", ttl=3) as lease:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(4)
+            assert not lease.lost.is_set()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
 async def test_how_many_brokers_keep_leases_is_what_the_cluster_says(one: RunningCluster) -> None:
     """A node of another cluster says three; there is one broker."""
     transport = await NatsTransport.connect(one.url, "test")
@@ -476,8 +577,6 @@ async def test_an_acquisition_whose_answer_is_lost_is_recognised(one: RunningClu
     service = LockService(transport, "lossy", leases, nodes)
     await service.start()
     try:
-        from crdt_spine.locks.client import LockClient
-
         client = LockClient(other, "lossy", "a")
         first = await client.acquire("x", 10, 5)
         waiting = asyncio.create_task(client.acquire("x", 10, 15))
@@ -583,6 +682,95 @@ async def test_a_command_runs_while_the_lock_is_held_and_finds_its_token(one: Ru
             code, out, _ = await command(one, "status")
             assert code == 0 and "held by a" in out
         assert await command(one, "lock", "ls") == (0, "", "no lock is held\n")
+
+
+SAYS = """
+import os, signal, sys, time
+def told(number, frame):
+    print("told", number, flush=True)
+    sys.exit(9)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, told)
+print("runs", os.getpid(), flush=True)
+time.sleep(120)
+"""
+
+
+DEFAULT_SIGNALS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+"""
+
+
+async def runner(one: RunningCluster, name: str) -> asyncio.subprocess.Process:
+    """`spine lock run` around a command that says which signal it got, without a terminal."""
+    # Where these tests run in the background, signals may be ignored, and so they would be here.
+    words = [sys.executable, "-c", f"{DEFAULT_SIGNALS}\nfrom crdt_spine.cli.main import main\nsys.exit(main())"]
+    return await asyncio.create_subprocess_exec(
+        *words, "lock", "run", name, "--ttl", "60", "--", sys.executable, "-c", SAYS, start_new_session=True,
+        env={**os.environ, "SPINE_SERVER": one.url}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def line(process: asyncio.subprocess.Process) -> list[bytes]:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), 40)).split()
+
+
+async def test_a_command_under_a_lock_gets_the_signals_that_its_runner_gets(one: RunningCluster) -> None:
+    """SIGINT to the runner alone did nothing; after SIGHUP and SIGQUIT the command went on without the lock."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        process = await runner(one, "signals")
+        try:
+            assert (await line(process))[0] == b"runs"
+            process.send_signal(number)
+            assert await line(process) == [b"told", str(int(number)).encode()]
+            assert await asyncio.wait_for(process.wait(), 20) == 9
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent's life")
+async def test_a_command_under_a_lock_does_not_outlive_its_runner(one: RunningCluster) -> None:
+    """It went on, while the lock's next holder had its turn."""
+    process = await runner(one, "killed")
+    _, pid = await line(process)
+    process.kill()
+    await asyncio.wait_for(process.wait(), 20)
+    async with asyncio.timeout(20):
+        while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.02)
+    async with one.spine() as spine:  # of which nobody knows that its holder is dead
+        (left,) = [lock for lock in await spine.locks() if lock.name == "killed"]
+        assert left.ttl_seconds == 60
+
+
+async def test_who_is_told_to_end_while_it_waits_for_a_lock_leaves_the_line(one: RunningCluster) -> None:
+    """It stood in `spine lock ls` for as long as the lock was held."""
+    async with one.spine("a") as a, a.lock("left", ttl=60):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process = await runner(one, "left")
+            try:
+                await in_line(a, "left", 1)
+                process.send_signal(number)
+                assert await asyncio.wait_for(process.wait(), 20) == 128 + number
+                await in_line(a, "left", 0)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+
+
+async def test_a_command_that_is_not_there_is_named_before_anybody_waits_for_the_lock(one: RunningCluster) -> None:
+    async with one.spine("a") as a, a.lock("not there", ttl=30):
+        code, out, err = await command(one, "lock", "run", "not there", "--", "no-such-command", "x")
+        assert (code, out) == (127, "") and "no-such-command: command not found" in err
+        code, _, err = await command(one, "lock", "run", "not there", "--json", "--", "./no-such")
+        assert code == 127 and msgspec.json.decode(err)["error"] == "NotStarted"
+        code, _, err = await command(one, "lock", "run", "not there", "/")
+        assert code == 126 and "/: Permission denied" in err
 
 
 async def test_a_command_whose_lock_is_lost_is_ended(one: RunningCluster) -> None:
