@@ -12,7 +12,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -365,7 +365,7 @@ def _telemetry(cluster: Section) -> TelemetryConfig:
 # -- what is wrong with a value, or None ----------------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")  # IPv4 addresses too
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")
 
 
 def _name(value: str) -> str | None:
@@ -374,13 +374,20 @@ def _name(value: str) -> str | None:
 
 
 def _host(value: str) -> str | None:
-    usable = _is_ipv6(value) if ":" in value else _HOST_NAME.fullmatch(value)
+    usable = _is_ip(value, IPv6Address) if ":" in value else _is_host_name(value)
     return None if usable else "must be a host name or an IP address, without a scheme or a port"
 
 
-def _is_ipv6(value: str) -> bool:
+def _is_host_name(value: str) -> bool:
+    labels = value.removesuffix(".").split(".")
+    if len(labels) > 1 and all(label.isdecimal() for label in labels):
+        return _is_ip(value, IPv4Address)
+    return bool(_HOST_NAME.fullmatch(value)) and all(1 <= len(label) <= 63 for label in labels)
+
+
+def _is_ip(value: str, kind: type[IPv4Address | IPv6Address]) -> bool:
     try:
-        IPv6Address(value)
+        kind(value)
     except ValueError:
         return False
     return True
@@ -406,7 +413,7 @@ def _endpoint(value: str) -> str | None:
 def _address(value: str, schemes: Sequence[str], example: str) -> str | None:
     try:
         parts: Any = urlsplit(value)
-        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in schemes and parts.port != 0 and _host(parts.hostname or "") is None
     except ValueError:
         usable = False
     return None if usable else f"must be an address such as {example} ({', '.join(schemes)})"

@@ -173,18 +173,19 @@ class Section:
         """One of a few words."""
 
         def check(value: str) -> str | None:
-            return None if value in allowed else f"must be {listed(allowed, joined='or')}{_near(value, allowed)}"
+            return None if value in allowed else f"must be {words}{_near(value, allowed)}"
 
-        return self.text(key, default, check=check) or default
+        words = listed(allowed, joined="or")
+        return self._value(key, str, default, check, words) or default
 
     def whole(self, key: str, low: int, high: int, default: int | None = None, *, high_is: str = "") -> int:
         """A whole number from `low` to `high`, both included; `high_is` says in a problem what `high` is."""
-        value = self._value(key, int, default, _within(low, high, high_is))
+        value = self._value(key, int, default, *_within(int, low, high, high_is))
         return low if value is None else int(value)
 
     def number(self, key: str, low: float, high: float, default: float) -> float:
         """A number from `low` to `high`, both included."""
-        value = self._value(key, float, default, _within(low, high))
+        value = self._value(key, float, default, *_within(float, low, high))
         return default if value is None else float(value)
 
     def texts(self, key: str, *, check: Callable[[str], str | None] | None = None) -> tuple[str, ...]:
@@ -209,7 +210,12 @@ class Section:
 
     def sections(self, key: str, keys: Collection[str], *, needed: bool = True) -> Iterator[Section]:
         """The mappings of a list; a list that is `needed` has at least one."""
-        if not needed and not self.data.get(key):
+        value = self.data.get(key)
+        if not needed and (value is None or value == []):
+            return
+        if not needed and not isinstance(value, list):
+            what = listed(keys, "the key", "the keys")
+            self.problem(key, f"must be a list, each of it a mapping with {what}, not {_kind_of(value)}")
             return
         for index, item in enumerate(self._list(key)):
             if isinstance(item, dict):
@@ -219,13 +225,17 @@ class Section:
                 reason = f"must be a mapping with {listed(keys, 'the key', 'the keys')}"
                 self.document.problem((*self.path, key, index), shown(item), reason)
 
-    def _value(self, key: str, kind: type, default: Any, check: Callable[[Any], str | None] | None) -> Any:
+    def _value(
+        self, key: str, kind: type, default: Any, check: Callable[[Any], str | None] | None, allowed: str = ""
+    ) -> Any:
+        """A value that `check` finds nothing wrong with; `allowed` says what it may be, where that is more than its
+        kind: "hash, agent or tag"."""
         value = self.data.get(key)
         if value is None:
             if default is None:
-                self.problem(key, f"is missing; it must be {_KINDS[kind]}")
+                self.problem(key, f"is missing; it must be {allowed or _KINDS[kind]}")
             return default
-        reason = _wrong(value, kind, check)
+        reason = _wrong(value, kind, check, allowed)
         if reason is not None:
             self.problem(key, reason)
             return default
@@ -240,6 +250,8 @@ class Section:
 
     def _unknown(self, key: Any, keys: Collection[str]) -> None:
         near = _near(str(key), keys)
+        if not near and len(keys) > 1:
+            near = f"; the nearest known one is {_nearest(str(key), keys, 0)}"
         reason = f"unknown key{near}; known are {', '.join(sorted(keys))}"
         self.document.problem((*self.path, str(key)), shown(self.data[key]), reason)
 
@@ -280,24 +292,42 @@ _short.maxlevel = 2
 
 
 def _near(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = _nearest(word, known, 0.6)
+    return f"; did you mean {close}?" if close else ""
 
 
-def _within(low: float, high: float, high_is: str = "") -> Callable[[float], str | None]:
-    reason = f"must be from {low:,} to {high:,}" + (f", {high_is}" if high_is else "")
-    return lambda value: None if low <= value <= high else reason
+def _nearest(word: str, known: Collection[str], likeness: float) -> str:
+    """The known word most like this one, whatever the case of its letters; empty where none is that much like it, from
+    0 (always one) to 1."""
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), lower, 1, likeness)
+    return lower[close[0]] if close else ""
 
 
-def _wrong(value: object, kind: type, check: Callable[[Any], str | None] | None) -> str | None:
+def _within(kind: type, low: float, high: float, high_is: str = "") -> tuple[Callable[[float], str | None], str]:
+    """A check that a number is so, and the words for what is allowed."""
+    allowed = f"from {low:,} to {high:,}" + (f", {high_is}" if high_is else "")
+    return lambda value: None if low <= value <= high else f"must be {allowed}", f"{_KINDS[kind]} {allowed}"
+
+
+def _wrong(value: object, kind: type, check: Callable[[Any], str | None] | None, allowed: str = "") -> str | None:
     """What is wrong with a value, or None. A whole number is a number, but true is no number."""
     fits = isinstance(value, int | float if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
-        quotes = "; put it in quotes" if kind is str and not isinstance(value, list | dict) else ""
-        return f"must be {_KINDS[kind]}, not {_kind_of(value)}{quotes}"
+        reason = f"must be {allowed or _KINDS[kind]}, not {_kind_of(value)}"
+        return reason if kind is not str or allowed else f"{reason}{_way_to_text(value, check)}"
     if kind is str and not value:
         return "must not be empty"
     return check(value) if check is not None else None
+
+
+def _way_to_text(value: object, check: Callable[[Any], str | None] | None) -> str:
+    """How what is no text becomes one: in quotes, if it is right then; else what the text must be."""
+    nested = isinstance(value, list | dict)
+    reason = check("" if nested else str(value)) if check is not None else None
+    if reason is not None:
+        return f"; it {reason}"
+    return "" if nested else "; put it in quotes"
 
 
 def _kind_of(value: object) -> str:

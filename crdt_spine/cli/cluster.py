@@ -234,7 +234,7 @@ def _told_end(common: Common, aim: Aim, shape: Shape, seconds: float, *, watched
         emit(document)
     elif failed:
         click.echo(f"error: {_aim_text(aim)} was turned back", err=True)
-    elif finished and watched:
+    elif finished:
         click.echo(f"{_aim_text(aim)} is done: {len(shape.cluster['members'])} nodes, epoch {shape.epoch}")
         for node in shape.cluster["dead"]:
             click.echo(_left(node), err=True)

@@ -40,8 +40,12 @@ class ConsistentHashRing:
             raise InvalidInput(f"a node's name must be a text that is not empty, not {name!r}")
         if name in self._nodes:
             raise InvalidInput(f"node {name!r} is on the ring already")
+        try:
+            points = list(self._points_of(name))
+        except UnicodeEncodeError:  # half of a pair of surrogates: no text that could be hashed
+            raise InvalidInput(f"a node's name must be valid Unicode, not {name!r}") from None
         self._nodes.add(name)
-        for point in self._points_of(name):
+        for point in points:
             self._points[point] = name
 
     def remove_node(self, name: str) -> None:
@@ -76,7 +80,10 @@ class ConsistentHashRing:
             raise InvalidInput("the ring has no nodes")
         if not isinstance(key, str):
             raise InvalidInput(f"a key must be a text, not {type(key).__name__}")
-        start = _point(key)
+        try:
+            start = _point(key)
+        except UnicodeEncodeError:
+            raise InvalidInput(f"a key must be valid Unicode, not {key!r}") from None
         for point in self._points.irange(start):  # a point equal to the key's owns it
             yield self._points[point]
         for point in self._points.irange(None, start, (True, False)):

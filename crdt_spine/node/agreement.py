@@ -53,9 +53,16 @@ def _problems(config: ClusterConfig, membership: Membership, file: str) -> Itera
         member = membership.members.get(node.id)
         if member is not None and node.zone != member.zone:
             here = "no zone" if member.zone is None else f"zone {member.zone!r}"
+            change = membership.change
+            if change is not None and change.newcomer == node.id:  # nothing else can begin before that is over
+                move = "turn its joining back with `spine cluster cancel --dead`, then add it under a new id"
+            else:
+                move = (
+                    f"move the node: `spine cluster remove {node.id}`, then `spine cluster add` it with its new zone "
+                    "and an empty folder"
+                )
             reason = (
                 f"in the running cluster node {node.id} has {here}, and its data is placed by that; write that, or "
-                f"move the node: `spine cluster remove {node.id}`, then `spine cluster add` it with its new zone and "
-                "an empty folder"
+                f"{move}"
             )
             yield Problem(file, 0, f"cluster.nodes[{index}].zone", shown(node.zone), reason)

@@ -160,8 +160,8 @@ class Steward:
                 break
             if wanted["kind"] == "add" and wanted["node"] == self.seats.node and wanted["node"] in current.members:
                 break
-            self._check_down(current, wanted)
             after = proposed(current, by=by, now=wall_clock.now(), **wanted)
+            self._check_down(current, wanted)
             if await self.register.replace(current, after):
                 log.warning("epoch %d: %s", after.epoch, described(after))
                 break
@@ -178,8 +178,8 @@ class Steward:
             raise InvalidInput(f"{goes} is up: stop it before you give it up as dead, or let it hand over what it has")
         if not dead and goes not in up:
             raise InvalidInput(
-                f"{goes} is down, and has to confirm that it goes: start it; or say that it is dead, if it will not "
-                "come back: what only it had is lost then, and its id is refused for ever"
+                f"{goes} is down, and has to confirm that it goes: start it; or say that it is dead (--dead), if it "
+                "will not come back: what only it had is lost then, and its id is refused for ever"
             )
 
     # -- looking ----------------------------------------------------------------------------------------------------

@@ -155,6 +155,12 @@ def test_a_node_joins_and_leaves_while_the_command_watches(operator: Operator) -
     assert begun["finished"] is False
     assert b"spine-4" in operator.run("cluster", "add", "--id", "spine-5", "--host", "h", code=1).stderr
 
+    other = ("add", "--id", "spine-4", "--host", "10.9.9.9", "--port", "7777", "--zone", "zone-3", "--replica")
+    told = operator.run("cluster", *other, "--no-wait", code=1).stderr.decode()
+    assert f"127.0.0.1:{port} in zone zone-4 as a primary, and not at 10.9.9.9:7777 in zone zone-3 as a replica" in told
+    told = operator.run("cluster", "remove", "spine-4", code=1).stderr.decode()
+    assert "spine-4 is being added" in told and "say that it is dead" not in told, "that would be refused next"
+
     watching.send_signal(signal.SIGINT)  # watching does not matter to the change
     assert watching.wait(10) == 130
     assert operator.json("cluster", "show")["change"]["comes"] == "spine-4"
@@ -169,11 +175,13 @@ def test_a_node_joins_and_leaves_while_the_command_watches(operator: Operator) -
     assert report["skew"]["nodes"].keys() == {"memories", "bytes", "operations_per_second"}
     assert len(report["by_partition"]) == report["partitions"]
 
+    assert b"as a replica" in operator.run(*aim, "--replica", code=1).stderr
     held = {id: member["partitions"] for id, member in operator.json("cluster", "show")["members"].items()}
     assert held == dict.fromkeys(document["members"], 48)
     gone = operator.run("cluster", "remove", "spine-4")
     assert b"the leaving of spine-4 is done: 3 nodes" in gone.stdout
     assert b"replicas moved" in gone.stderr or gone.stderr == b""
+    assert b"is done: 3 nodes" in operator.run("cluster", "remove", "spine-4").stdout, "the same command once more"
     assert node.wait(15) == 0, "it is done, and nobody is to start it again"
     assert b"spine-4: removed from the cluster; the folder can be deleted" in node.communicate()[0]
     assert operator.run("get", "m1").returncode == 0
@@ -193,6 +201,8 @@ def test_of_a_node_that_dies_while_it_leaves_the_command_says_what_to_do_and_tha
     assert re.search(r"spine-5 has not been heard for \d+ s and has to confirm: start it", operator.said(watching))
     waiting = operator.run("cluster", "show").stdout.decode()
     assert "spine-5 is being removed" in waiting and advice in waiting and "not heard" in waiting
+    told = operator.run("cluster", "remove", "spine-5", "--dead", "--no-wait", code=1).stderr.decode()
+    assert advice in told, "it would wait for spine-5 for ever"
     operator.run("cluster", "cancel", "spine-5", code=2)
     assert b"nobody is not in the cluster" in operator.run("cluster", "cancel", "--dead", "nobody", code=1).stderr
     assert b"spine-1 is up" in operator.run("cluster", "cancel", "--dead", "spine-1", code=1).stderr

@@ -7,6 +7,7 @@ import pytest
 
 from crdt_spine.config import ClusterConfig, NodeConfig, ReplicationConfig
 from crdt_spine.core.membership import Member, Membership, Settings, founded
+from crdt_spine.core.membership_changes import proposed
 from crdt_spine.errors import ConfigError
 from crdt_spine.node.agreement import agree, contradictions
 
@@ -76,3 +77,11 @@ def test_a_node_does_not_change_its_zone_and_is_told_how_it_can(zone: str | None
     assert "cluster.nodes[1].zone" in told
     assert "zone 'z2'" in told
     assert "spine cluster remove n2" in told
+
+
+def test_a_newcomer_with_another_zone_than_its_add_was_told_to_remove_itself_which_is_refused() -> None:
+    joining = proposed(running(), "add", "n4", Member(host="10.0.0.4", port=8788, zone="z4"))
+    node = NodeConfig(id="n4", host="10.0.0.4", port=8788, zone="z1")
+    (told,) = contradictions(msgspec.structs.replace(CONFIG, nodes=(*NODES, node)), joining)
+    assert "`spine cluster cancel --dead`, then add it under a new id" in told
+    assert "cluster remove" not in told

@@ -169,8 +169,8 @@ def test_every_problem_is_named_with_its_file_line_key_value_and_reason(tmp_path
         ("  replication: {factor: 2, write_quorum: 3}", "write_quorum", "from 1 to 2, the replication factor"),
         ("  replication: {write_quorum: 0}", "write_quorum", "from 1 to 3"),
         ("  replication: {read_quorum: 4}", "read_quorum", "from 1 to 3, the replication factor"),
-        ("  replication: {factor: yes}", "factor", "must be a whole number, not true or false"),
-        ("  replication: {factor: 2.0}", "factor", "must be a whole number, not a number"),
+        ("  replication: {factor: yes}", "factor", "the number of nodes, not true or false"),
+        ("  replication: {factor: 2.0}", "factor", "the number of nodes, not a number"),
         ("  replication: 3", "cluster.replication", "must be a mapping with the keys factor"),
         ("  replication: {quorum: 3}", "cluster.replication.quorum", "known are factor, read_quorum, write_quorum"),
         ("  consistency: {default: stong}", "cluster.consistency.default", "did you mean strong?"),
@@ -209,6 +209,58 @@ def test_a_wrong_value_is_named_with_what_is_allowed(more: str, key: str, reason
     assert f"{key}:" in said
     assert reason in said
     assert said.startswith("c.yaml:")
+
+
+@pytest.mark.parametrize("written", ["false", "0", '""', "{}", "{a: 1}", "text"])
+def test_overrides_that_are_no_list_were_taken_for_none(written: str) -> None:
+    said = refusal(cluster(f"  consistency: {{overrides: {written}}}"))
+    assert "cluster.consistency.overrides:" in said
+    assert "must be a list, each of it a mapping with the keys tags and model" in said
+    for none in ("", "~", "[]"):
+        assert parse(cluster(f"  consistency: {{overrides: {none}}}")).consistency.overrides == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("  placement: 3", "must be hash, agent or tag, not a whole number"),
+        ("  consistency: {default: true}", "must be eventual, read-your-writes, causal or strong, not true or false"),
+        ('  partitions: "64"', "must be a whole number from 1 to 1,024, not text"),
+        ('  replication: {factor: "3"}', "must be a whole number from 1 to 3, the number of nodes, not text"),
+        ("  telemetry: {sample_ratio: all}", "must be a number from 0 to 1, not text"),
+        ("  nats: {url: 4222}", "must be text, not a whole number; it must be an address such as nats://127"),
+        ("  region: [a]", "must be text, not a list; it must be letters, digits"),
+        ("  region: 7", "must be text, not a whole number; put it in quotes"),
+    ],
+)
+def test_a_value_of_the_wrong_type_hid_what_is_allowed(more: str, reason: str) -> None:
+    said = refusal(cluster(more))
+    assert reason in said
+    assert said.endswith("put it in quotes") or "put it in quotes" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "near"),
+    [
+        ("  REPLICATION: {factor: 3}", "did you mean replication?"),
+        ("  limits: {max_clock_drift: 500}", "the nearest known one is clock_drift_milliseconds; known are"),
+        ("  telemetry: {enabled: true}", "the nearest known one is endpoint; known are"),
+    ],
+)
+def test_an_unknown_key_little_like_any_known_one_was_told_no_nearest(more: str, near: str) -> None:
+    assert f"unknown key; {near}" in refusal(cluster(more))
+
+
+@pytest.mark.parametrize("host", ["10.0.1.999", "10.0.1", "a..b", "a" * 64, ".", "a b", "1.2.3.4.5"])
+def test_hosts_that_can_not_be_were_taken(host: str) -> None:
+    assert "host name or an IP address" in refusal(cluster(nodes=f"  nodes: [{{id: a, host: '{host}', port: 1}}]"))
+    assert "an address such as" in refusal(cluster(f"  nats: {{url: 'nats://{host}:1'}}"))
+
+
+def test_hosts_of_every_kind_are_taken() -> None:
+    for host in ("a", "a.b", "a.b.", "3com.example", "my_host", "10.0.1.99", "::1", "fe80::1", "x-1.y-2", "7"):
+        parse(cluster(nodes=f"  nodes: [{{id: a, host: '{host}', port: 1}}]"))
+    parse(cluster("  nats: {urls: ['nats://me:p%20w@a.b:1', 'tls://[::1]:4222', 'nats://127.0.0.1']}"))
 
 
 @pytest.mark.parametrize(

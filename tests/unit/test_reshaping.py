@@ -9,6 +9,8 @@ from rich.console import Console
 
 from crdt_spine.cli.cluster import shape_view
 from crdt_spine.cli.moving import Moving, waits
+from crdt_spine.core.messages import NodeInfo
+from crdt_spine.errors import InvalidInput
 from crdt_spine.reshaping import Aim, Shape
 
 
@@ -77,3 +79,55 @@ def test_a_cancel_without_a_dead_node_is_under_way_only_once_that_is_given_up() 
     assert Aim(kind="cancel", goes="spine-2", dead=True).is_under_way(given_up)
     assert Aim(kind="cancel", dead=True).is_under_way(shape(dead=("spine-4",), **turned).cluster)
     assert Aim(kind="cancel", goes="spine-2", dead=True).is_reached(shape(dead=("spine-2",)).cluster)
+
+
+def newcomer(port: int = 9001, zone: str | None = "zone-1", role: Any = "primary") -> NodeInfo:
+    return NodeInfo(id="spine-5", host="127.0.0.1", port=port, zone=zone, role=role)
+
+
+@pytest.mark.parametrize("kind", ["add", "replace"])
+def test_a_second_operator_with_another_address_zone_or_role_was_told_that_his_change_has_begun(kind: Any) -> None:
+    goes = "" if kind == "add" else "spine-4"
+    cluster = shape(kind=kind, comes="spine-5", goes=goes or None).cluster
+    cluster["members"]["spine-5"] = {"host": "127.0.0.1", "port": 9001, "zone": "zone-1", "partitions": 0}
+    first = Aim(kind=kind, comes=newcomer(), goes=goes)
+    assert first.is_under_way(cluster) and first.contradiction(cluster) == ""
+    for other, word in (
+        (newcomer(port=7777), "127.0.0.1:7777 in zone zone-1 as a primary"),
+        (newcomer(zone=None), "127.0.0.1:9001 in no zone as a primary"),
+        (newcomer(role="replica"), "127.0.0.1:9001 in zone zone-1 as a replica"),
+    ):
+        second = Aim(kind=kind, comes=other, goes=goes)
+        assert not second.is_under_way(cluster)
+        told = second.contradiction(cluster)
+        assert "at 127.0.0.1:9001 in zone zone-1 as a primary, and not at " + word in told
+
+
+def test_who_gave_a_leaving_node_up_as_dead_was_told_that_it_has_begun_and_it_waited_for_that_node() -> None:
+    leaving = shape(kind="remove", goes="spine-3", what="spine-3 is being removed").cluster
+    aim = Aim(kind="remove", goes="spine-3", dead=True)
+    assert not aim.is_under_way(leaving) and Aim(kind="remove", goes="spine-3").is_under_way(leaving)
+    assert "`spine cluster cancel --dead spine-3`" in aim.contradiction(leaving)
+    given_up = shape(kind="remove", goes="spine-3", dead=("spine-3",)).cluster
+    given_up["change"]["dead"] = True
+    assert aim.is_under_way(given_up)
+    assert "as dead" in Aim(kind="remove", goes="spine-3").contradiction(given_up)
+    assert Aim(kind="remove", goes="spine-2").contradiction(given_up) == "", "that is refused by the nodes"
+
+
+def test_what_is_done_was_refused_when_it_was_asked_for_once_more() -> None:
+    cluster = {**shape().cluster, "gone": ["spine-0"]}
+    assert Aim(kind="remove", goes="spine-0").is_done_already(cluster)
+    assert not Aim(kind="remove", goes="spine-4").is_done_already(cluster)
+    assert not Aim(kind="remove", goes="nobody").is_done_already(cluster)
+    assert not Aim(kind="cancel").is_done_already(cluster)
+    there = NodeInfo(id="spine-4", host="h", port=1)
+    assert Aim(kind="add", comes=there).is_done_already(cluster)
+    assert Aim(kind="replace", comes=there, goes="spine-0").is_done_already(cluster)
+    assert not Aim(kind="replace", comes=newcomer(), goes="spine-0").is_done_already(cluster)
+
+
+def test_a_member_added_once_more_in_another_role_was_told_that_it_is_done() -> None:
+    other = NodeInfo(id="spine-4", host="h", port=1, role="replica")
+    with pytest.raises(InvalidInput, match="in no zone as a primary, and not at h:1 in no zone as a replica"):
+        Aim(kind="add", comes=other).is_done_already(shape().cluster)

@@ -134,6 +134,16 @@ def test_mistakes_are_named() -> None:
         ring.get_node(17)  # type: ignore[arg-type]
 
 
+def test_a_name_that_can_not_be_hashed_stayed_among_the_nodes() -> None:
+    ring = ConsistentHashRing(["a"])
+    with pytest.raises(InvalidInput, match="valid Unicode"):
+        ring.add_node("\ud800")
+    with pytest.raises(InvalidInput, match="valid Unicode"):
+        ring.get_node("\ud800")
+    assert ring.nodes == {"a"}
+    assert ring.get_replica_nodes("key") == ["a"]
+
+
 def test_an_empty_ring_owns_nothing_and_says_so() -> None:
     ring = ConsistentHashRing([])
     for ask in (ring.get_node, ring.get_replica_nodes):
