@@ -67,6 +67,7 @@ TERMS_CACHED_MAX: Final = 8_192  # hashes of tags, agents, threads and metadata 
 CHANGED_PAGES_REMEMBERED_MAX: Final = 8  # repairs under way at once that need not look at the index for every page
 CHANGED_IDS_REMEMBERED_MAX: Final = 8_192  # for each of those
 OPERATIONS_REMEMBERED_MAX: Final = 30_000  # operation ids a node knows, so that a retry is not applied twice
+QUORUM_FAILURES_REMEMBERED_MAX: Final = 10_000  # operations that a node knows to have counted as failed; 2 MiB
 STRONG_OPERATIONS_MAX: Final = 20_000  # strong operations that a node has taken and not answered yet
 STRONG_REMEMBERED_MAX: Final = 20_000  # memories of a partition that its primary knows to be sealed; others again
 WAITING_CHANGES_MAX: Final = 10_000  # changes a node holds back because something before them is missing

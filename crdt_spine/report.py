@@ -14,7 +14,9 @@ SHARED = ("memories", "bytes", "operations_per_second")
 
 
 def cluster_report(hello: Hello, layout: Layout, nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all nodes said, and what follows from it. A node that did not answer has state "down" and a `problem`."""
+    """What all nodes said, and what follows from it. A node that did not answer has state "down", a `problem`, and the
+    lag that the others know of: `silent_seconds` since one of them heard it, the changes that it misses, and `behind`,
+    the same by partition. Without that, none of them has heard it since it began."""
     serving = {node["id"] for node in nodes if node.get("state") in ("up", "full")}
     without_quorum = [
         number
@@ -22,6 +24,8 @@ def cluster_report(hello: Hello, layout: Layout, nodes: list[dict[str, Any]]) ->
         if len(serving.intersection(replicas)) < min(hello.write_quorum, len(replicas))
     ]
     for node in nodes:
+        if node.get("state") == "down":
+            node.update(_heard_of(node["id"], layout, nodes))
         node.setdefault("partitions", 0)
         node.setdefault("memories", 0)
         node.setdefault("replication_lag_seconds", None)
@@ -63,24 +67,56 @@ def _skews(holders: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return {name: skew([holder.get(name, 0) for holder in held]) for name in SHARED}
 
 
+def _heard_of(down: str, layout: Layout, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far a node that does not say it itself is behind, by the others' word. What each knows is a bound: it may not
+    have heard of all that the silent one has. The lowest is the best, of those who miss nothing themselves."""
+    tellers = [node for node in nodes if "behind" in node.get("peers", {}).get(down, {})]
+    if not tellers:
+        return {"silent_seconds": None, "replication_lag_changes": None}
+    behind: dict[str, int] = {}
+    for number in [str(number) for number, replicas in sorted(layout.replicas.items()) if down in replicas]:
+        bounds = [
+            (node["by_partition"][number]["lag_changes"], node["peers"][down]["behind"].get(number, 0))
+            for node in tellers
+            if number in node["by_partition"]
+        ]
+        level = [changes for lag, changes in bounds if not lag]
+        if changes := min(level) if level else max((changes for _, changes in bounds), default=0):
+            behind[number] = changes
+    silent = min(node["peers"][down]["silent_seconds"] for node in tellers)
+    return {
+        "silent_seconds": silent,
+        "replication_lag_seconds": silent if behind else 0.0,
+        "replication_lag_changes": sum(behind.values()),
+        "behind": behind,
+    }
+
+
 def _by_partition(layout: Layout, nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Each partition with its replicas, the preferred coordinator first: as large as the replica that has most of it,
-    asked as often as all of them together, as far behind as the one that is furthest."""
+    asked as often as all of them together, as far behind as the one that is furthest, be it down."""
     said: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for node in nodes:
         for number, one in node.get("by_partition", {}).items():
             said.setdefault(number, []).append((node["id"], one))
+    away = [node for node in nodes if node.get("behind")]
     found: dict[str, dict[str, Any]] = {}
     for number, replicas in sorted(layout.replicas.items()):
         ones = said.get(str(number), [])
+        behind = {id: one["lag_changes"] for id, one in ones if one["lag_changes"]}
+        lags = [one["lag_seconds"] for _, one in ones]
+        for node in away:
+            if changes := node["behind"].get(str(number)):
+                behind[node["id"]] = changes
+                lags.append(node["silent_seconds"])
         found[str(number)] = {
             "replicas": list(replicas),
             "memories": max((one["memories"] for _, one in ones), default=0),
             "bytes": max((one["bytes"] for _, one in ones), default=0),
             "operations_per_second": round(sum(one["operations_per_second"] for _, one in ones), 1),
-            "lag_seconds": max((one["lag_seconds"] for _, one in ones), default=0.0),
-            "lag_changes": max((one["lag_changes"] for _, one in ones), default=0),
-            "behind": {id: one["lag_changes"] for id, one in ones if one["lag_changes"]},
+            "lag_seconds": max(lags, default=0.0),
+            "lag_changes": max(behind.values(), default=0),
+            "behind": behind,
         }
     return found
 

@@ -125,6 +125,11 @@ def _table(names: Sequence[str], left: Sequence[str]) -> Table:
 
 
 def _lag(node: dict[str, Any]) -> str:
+    if (silent := node.get("silent_seconds")) is not None:  # by the others' word
+        changes = node["replication_lag_changes"]
+        return (
+            f"{changes:,} changes, {duration_text(silent)}" if changes else f"none, heard {duration_text(silent)} ago"
+        )
     seconds, changes = node["replication_lag_seconds"], node.get("replication_lag_changes")
     if seconds is not None and not changes:
         return f"{seconds:.1f} s"

@@ -110,7 +110,9 @@ def _peers(peers: Mapping[str, Any], urls: Mapping[str, str]) -> str:
         alive = bool(peer and peer["alive"])
         state = str(peer["state"]) if peer and alive else "away" if peer else "not heard yet"
         name = f"<a href={_quoted(urls[node])}>{escape(node)}</a>" if node in urls else escape(node)
-        lag = f"{peer['lag_changes']:,} changes behind" if peer and alive and peer["lag_changes"] else ""
+        lag = f"{peer['lag_changes']:,} changes behind" if peer and peer["lag_changes"] else ""
+        if peer and not alive:
+            lag = f"{lag or 'nothing missing'}, heard {peer['silent_seconds']:.0f} s ago"
         shown = f"<span class={_quoted(state if alive else 'away')}>● {escape(state)}</span>"
         rows.append(f"<td>{name}</td><td>{shown}</td><td>{escape(lag)}</td>")
     return f"<h2>Peers</h2>\n{_table(rows)}" if rows else ""

@@ -21,12 +21,14 @@ REACHABLE_MILLISECONDS = 20  # for as long a node believes what it found of its 
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why a write is not taken; where that is for its quorum, how many replicas are reached, and which are not."""
+    """Why a write is not taken; where that is for its quorum, how many replicas are reached, and which are not. The
+    agent then asks all that are reached: it is a failed quorum, once, of the one for which this is `ours`."""
 
     message: str
     reached: int = 0
     needed: int = 0
     missing: tuple[str, ...] = ()
+    ours: bool = False
 
 
 class Admission:
@@ -74,9 +76,11 @@ class Admission:
         reached = 1 + len(others) - len(missing)
         if reached >= needed:
             return None
+        starts = self.replication.peers.starts  # it sends agents elsewhere
+        ours = all(node > self.replica.node for node in others if node not in missing and not starts(node))
         return Refusal(
             f"quorum: node {self.replica.node} reaches {reached} of the {needed} replicas that the write needs, not "
-            f"{', '.join(missing)}", reached, needed, missing,
+            f"{', '.join(missing)}", reached, needed, missing, ours,
         )  # fmt: skip
 
     def abstains(self, now: int) -> bool:

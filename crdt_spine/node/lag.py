@@ -1,4 +1,5 @@
-"""How far a node is behind what its peers announced: for how long, and by how many changes, partition by partition.
+"""How far a node is behind what its peers announced: for how long, and by how many changes, partition by partition. And
+how far a peer is behind this node: nobody else can say it of one that is down.
 
 Of each partition the oldest announcement is remembered that this node has not reached; when it has, the next one that
 it has not. So the seconds are those since something was known to be missing, not those since the last announcement.
@@ -11,6 +12,19 @@ from collections.abc import Callable, Mapping
 
 from crdt_spine.core.causality import Vector, missing, within
 from crdt_spine.core.messages import Vectors
+from crdt_spine.core.replica import Replica
+
+
+def shortfalls(replica: Replica, peer: str, actor: str) -> dict[int, int]:
+    """Of the partitions in which a peer misses something that is durable here, how many changes: by its announcements,
+    the last of which may be from a second before, and its acknowledgements. It has what it made itself, as `actor`."""
+    counted: dict[int, int] = {}
+    for number, vector in replica.durable.items():
+        if peer in replica.peers[number]:
+            has = {**replica.quorums[number].durable.get(peer, {}), actor: vector.get(actor, 0)}
+            if count := missing(has, vector):
+                counted[number] = count
+    return counted
 
 
 class Lag:

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from crdt_spine.limits import QUORUM_FAILURES_REMEMBERED_MAX
+
 RATE_SECONDS = 1.0  # between two looks
 SMOOTHING_SECONDS = 5.0  # over about how long a rate is a mean
 
@@ -19,6 +21,7 @@ class Load:
         self.reads = 0
         self.waiting = 0  # operations taken and not yet answered
         self.totals: Counter[str] = Counter()  # writes, queries, and what went wrong, as the node's report shows them
+        self._failed: dict[tuple[str, int], None] = {}  # inbox and number of operations, the last tried ones last
         self._clock = clock
         self._looked, self._before = clock(), [0] * partitions
 
@@ -26,6 +29,15 @@ class Load:
     def operations(self) -> int:
         """How much agents have asked so far."""
         return self.reads + self.totals["writes"]
+
+    def quorum_failed(self, inbox: str, i: int) -> None:
+        """Too few replicas are there for this agent's operation of this number. That counts once, however often the
+        agent tries it until its time is over."""
+        self.totals["quorum_failures"] += (inbox, i) not in self._failed
+        self._failed.pop((inbox, i), None)
+        self._failed[inbox, i] = None
+        if len(self._failed) > QUORUM_FAILURES_REMEMBERED_MAX:
+            del self._failed[next(iter(self._failed))]
 
     def look(self) -> None:
         """To be called now and then, at least as often as every few seconds."""

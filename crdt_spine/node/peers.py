@@ -19,7 +19,6 @@ class Peer(msgspec.Struct):
 
     heard: float  # monotonic seconds
     announcement: Announcement
-    lag: int = 0  # changes that this node has and the peer, by its word, has not
     ahead: int = 0  # milliseconds by which its last announcement was from the future
 
 
@@ -31,12 +30,12 @@ class Peers(dict[str, Peer]):
         self._began = time.monotonic()
         self._named: dict[str, float] = {}  # when a peer was first heard under its name of now, monotonic seconds
 
-    def hear(self, announcement: Announcement, lag: int, ahead: int) -> None:
+    def hear(self, announcement: Announcement, ahead: int) -> None:
         """A peer's newest announcement."""
         now, known = time.monotonic(), self.get(announcement.node)
         if known is None or known.announcement.actor != announcement.actor:
             self._named[announcement.node] = now
-        self[announcement.node] = Peer(now, announcement, lag, ahead)
+        self[announcement.node] = Peer(now, announcement, ahead)
 
     def keep(self, nodes: Collection[str]) -> None:
         """The cluster has no others any more."""

@@ -188,6 +188,8 @@ class QuorumReads:
                 question.record = theirs if question.record is None else merge(question.record, theirs)
             if question.enough:
                 self._over(question)
+            elif not question.open:  # who did not answer said so first
+                self._ask_more(question, 1)
         return asked[answer.through :]
 
     def _without(self, question: Question) -> None:

@@ -19,7 +19,6 @@ import msgspec
 
 from crdt_spine import wall_clock
 from crdt_spine.core.actors import node_of
-from crdt_spine.core.causality import missing
 from crdt_spine.core.clock import at_milliseconds
 from crdt_spine.core.drift import ClockWatch, describe
 from crdt_spine.core.messages import (
@@ -202,18 +201,13 @@ class Replication:
         counted = self.seated(announcement)
         if counted.keys() != announcement.vectors.keys():
             announcement = msgspec.structs.replace(announcement, vectors=counted)
-        lag = sum(
-            missing(announcement.vectors.get(number, {}), vector)
-            for number, vector in self.replica.durable.items()
-            if announcement.node in self.replica.peers[number]
-        )
         now, known = wall_clock.now(), self.peers.get(announcement.node)
         self.clocks.heard(announcement.node, announcement.now, now, announcement.ahead.get(self.node, 0))
         if announcement.known_of == self.node:
             self.answered.add(announcement.node)
         self.lag.hear(announcement.node, announcement.vectors)
         ahead = max(0, announcement.now - now)
-        self.peers.hear(announcement, lag, ahead)
+        self.peers.hear(announcement, ahead)
         self.heard_peer.set()
         if not self.blank and not self.renaming() and self.replica.lost(announcement):
             self.usurped.set()

@@ -21,6 +21,7 @@ from crdt_spine.node.fences import FenceKeeper
 from crdt_spine.node.flusher import Flusher
 from crdt_spine.node.gossip import Gossiper
 from crdt_spine.node.identity import Identity
+from crdt_spine.node.lag import shortfalls
 from crdt_spine.node.load import Load
 from crdt_spine.node.metrics import Metrics
 from crdt_spine.node.quorum_reads import QuorumReads
@@ -99,10 +100,7 @@ class Report:
             **self.metrics.report(),
             "cluster": self.steward.report(),
             "gossip": None if self.gossiper is None else self.gossiper.report(),
-            "peers": {
-                node: {"alive": node in alive, "state": peer.announcement.state, "lag_changes": peer.lag}
-                for node, peer in replication.peers.items()
-            },
+            "peers": {node: self._peer(node, node in alive) for node in replication.peers},
             "unflushed": len(self.store.dirty) + len(self.store.flushing),
             "text_backlog": self.flusher.text_backlog,
             "waiting_changes": sum(p.waiting_changes for p in partitions),
@@ -111,6 +109,18 @@ class Report:
             "quorum_failures": self.load.totals["quorum_failures"],
             "messages_refused": self._refused(),
             "counts": self._counts(),
+        }
+
+    def _peer(self, node: str, alive: bool) -> dict[str, Any]:
+        """What is known of a peer: for the cluster's report, should it not answer itself."""
+        announcement = self.replication.peers[node].announcement
+        behind = shortfalls(self.replica, node, announcement.actor)
+        return {
+            "alive": alive,
+            "state": announcement.state,
+            "silent_seconds": round(self.replication.peers.silence()[node], 1),
+            "lag_changes": sum(behind.values()),
+            "behind": {str(number): changes for number, changes in sorted(behind.items())},
         }
 
     def _problem(self) -> str | None:

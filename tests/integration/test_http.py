@@ -216,6 +216,16 @@ async def test_the_page_takes_no_tags_from_what_it_shows() -> None:
     assert look.text.count(nasty) >= 5
 
 
+async def test_the_page_showed_no_lag_of_peers_that_are_away() -> None:
+    peers = {
+        "b": {"alive": False, "state": "up", "silent_seconds": 12.3, "lag_changes": 1_203},
+        "c": {"alive": False, "state": "up", "silent_seconds": 4.1, "lag_changes": 0},
+    }
+    text = Look(page_of({"id": "a", "state": "up", "peers": peers}, {})).text
+    assert "1,203 changes behind, heard 12 s ago" in text
+    assert "nothing missing, heard 4 s ago" in text
+
+
 @pytest.mark.parametrize(("state", "status"), [("starting", 503), ("up", 200), ("full", 503), ("stopping", 503)])
 async def test_health_is_200_only_while_the_node_is_up(state: str, status: int) -> None:
     async def report() -> bytes:

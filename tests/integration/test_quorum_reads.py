@@ -214,6 +214,15 @@ async def test_too_few_answers_are_said_with_who_did_not(cluster: Cluster) -> No
     assert await cluster.content("a", "m", reads=1) == "text"
 
 
+async def test_a_read_that_heard_first_who_is_gone_and_then_the_others_was_never_answered(cluster: Cluster) -> None:
+    await cluster.at("a", Store, id="m", content="text", acks=3)
+    await cluster.nodes.pop("c").stop()
+    cluster.wires["b"].slow = 0.02
+    with pytest.raises(QuorumFailed, match=r"^2 of 3 replicas answered the read of 'm'; c did not"):
+        await cluster.at("a", Get, id="m", reads=3, timeout=2.0)
+    assert not cluster.nodes["a"].quorum_reads.open
+
+
 async def test_large_records_come_in_several_answers(cluster: Cluster) -> None:
     stale(cluster)
     contents = {f"m{n}": f"{n}" * 150_000 for n in range(8)}

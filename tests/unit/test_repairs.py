@@ -6,13 +6,16 @@ import io
 from typing import Any, cast
 
 import pytest
+from records import Records
 from rich.console import Console
 
 from crdt_spine.cli.sizes import bytes_text, count_text
 from crdt_spine.cli.status_view import cluster_view, partition_view
+from crdt_spine.core.clock import HybridClock
 from crdt_spine.core.layout import Layout
 from crdt_spine.core.messages import Hello, NodeInfo
-from crdt_spine.node.lag import Lag
+from crdt_spine.core.replica import Replica
+from crdt_spine.node.lag import Lag, shortfalls
 from crdt_spine.node.load import Load
 from crdt_spine.node.repairs import Repairs
 from crdt_spine.report import cluster_report, skew
@@ -63,6 +66,21 @@ def test_lag_counts_from_when_something_was_known_to_be_missing() -> None:
     assert lag.seconds() == {0: 1.0}
     lag.forget("b")
     assert lag.seconds() == {}
+
+
+def test_a_peer_lags_by_what_it_has_neither_made_nor_announced_nor_acknowledged() -> None:
+    announced, acknowledged, own = "r/b@1", "r/a@1", "r/c@1"
+    replica = Replica("a", "r/a@1", Records(), HybridClock(), {0: ("b", "c"), 1: ("b",), 2: ("c",)}, 2)
+    replica.durable = {
+        0: {announced: 10, acknowledged: 20, own: 30}, 1: {announced: 5}, 2: {announced: 1, own: 3}
+    }  # fmt: skip
+    replica.quorums[0].reached("c", {announced: 4})
+    replica.quorums[0].reached("c", {acknowledged: 18})
+    assert shortfalls(replica, "c", own) == {0: 6 + 2, 2: 1}  # it has no replica of 1
+    assert shortfalls(replica, "c", "r/c@2") == {0: 6 + 2 + 30, 2: 1 + 3}  # it lost its disk, and what it had made
+    replica.quorums[0].reached("c", {announced: 10, acknowledged: 21})
+    replica.quorums[2].reached("c", {announced: 1})
+    assert shortfalls(replica, "c", own) == {}
 
 
 def test_load_is_a_rate_of_the_last_seconds() -> None:
@@ -169,6 +187,63 @@ def test_the_report_has_what_the_nodes_said_of_partitions_repairs_and_members() 
     behind = [one for one in report["by_partition"].values() if one["behind"]]
     assert behind
     assert all(one["behind"] == {"spine-3": 40} and one["lag_seconds"] == 3.0 for one in behind)
+
+
+def with_dead_nodes(*heard: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of five nodes in as many partitions, each on all nodes, of which the last two are dead. `heard`: who knows what
+    of spine-4; nobody has heard spine-5."""
+    names = [f"spine-{k}" for k in range(1, 6)]
+    hello = Hello(
+        cluster="c", region="eu", node=names[0], state="up", nodes=[NodeInfo(id=name) for name in names],
+        partitions=5, factor=5, write_quorum=2,
+    )  # fmt: skip
+    one = {"memories": 10, "bytes": 4_000, "operations_per_second": 0.0, "lag_seconds": 0.0, "lag_changes": 0}
+    nodes: list[dict[str, Any]] = [
+        {
+            "id": name, "state": "up", "zone": "zone-1", "partitions": 5, "memories": 50, "bytes": 20_000, "pid": 4242,
+            "operations_per_second": 0.0, "replication_lag_seconds": 0.0, "replication_lag_changes": 0,
+            "by_partition": {str(number): dict(one) for number in range(5)},
+            "peers": {"spine-4": dict(heard)[name]} if name in dict(heard) else {},
+        }
+        for name in names[:3]
+    ]  # fmt: skip
+    nodes[2]["by_partition"]["4"] |= {"lag_seconds": 1.5, "lag_changes": 30}
+    nodes += [{"id": name, "zone": None, "state": "down", "problem": "no replica answered"} for name in names[3:]]
+    return cluster_report(hello, Layout(hello), nodes)
+
+
+def test_a_dead_node_was_shown_without_any_lag() -> None:
+    report = with_dead_nodes(
+        ("spine-1", {"silent_seconds": 130.5, "behind": {"0": 1_200, "1": 7, "4": 40}}),
+        ("spine-2", {"silent_seconds": 130.1, "behind": {"0": 1_200, "4": 45}}),  # it has acknowledgements for 1
+        ("spine-3", {"silent_seconds": 131.0, "behind": {"0": 1_201, "1": 7, "4": 10}}),  # it misses something in 4
+    )
+    dead, never = report["nodes"][3:]
+    assert dead["behind"] == {"0": 1_200, "4": 40}
+    assert (dead["replication_lag_changes"], dead["replication_lag_seconds"]) == (1_240, 130.1)
+    assert dead["silent_seconds"] == 130.1
+    assert (never["replication_lag_changes"], never["replication_lag_seconds"], never["silent_seconds"]) == (None,) * 3
+    partitions = report["by_partition"]
+    assert {number: one["behind"] for number, one in partitions.items()} == {
+        "0": {"spine-4": 1_200}, "1": {}, "2": {}, "3": {}, "4": {"spine-3": 30, "spine-4": 40}
+    }  # fmt: skip
+    assert [(one["lag_changes"], one["lag_seconds"]) for one in partitions.values()] == [
+        (1_200, 130.1), (0, 0.0), (0, 0.0), (0, 0.0), (40, 130.1)
+    ]  # fmt: skip
+    lines = {line.split()[0]: line for line in drawn(cluster_view(report, columns=80, rows=23)) if line.strip()}
+    assert lines["spine-4"].endswith("1,240 changes, 2.2 min")
+    assert lines["spine-5"].rstrip().endswith("–")
+    text = "\n".join(drawn(partition_view(report), 120))
+    assert "1.2 k spine-4" in text
+    assert "40 spine-3, spine-4" in text
+
+
+def test_a_dead_node_that_misses_nothing_is_not_behind() -> None:
+    report = with_dead_nodes(("spine-1", {"silent_seconds": 12.3, "behind": {}}))
+    dead = report["nodes"][3]
+    assert (dead["replication_lag_changes"], dead["replication_lag_seconds"], dead["silent_seconds"]) == (0, 0.0, 12.3)
+    assert not any(one["behind"].get("spine-4") for one in report["by_partition"].values())
+    assert "none, heard 12 s ago" in "\n".join(drawn(cluster_view(report, columns=80)))
 
 
 @pytest.mark.parametrize("count", [4, 40])
