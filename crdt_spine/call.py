@@ -55,8 +55,8 @@ class Call:
 
     __slots__ = (
         "asked", "attempts", "candidates", "deadline", "fixed", "future", "hedge", "hedge_request", "hedged_at", "kind",
-        "layout", "node", "numbers", "open_attempts", "operation", "problem", "ready_at", "request", "retry", "seconds",
-        "sent_at", "strong", "token", "tried", "until", "use_token",
+        "layout", "left", "node", "numbers", "open_attempts", "operation", "problem", "ready_at", "request", "retry",
+        "seconds", "sent_at", "strong", "token", "tried", "until", "use_token",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Call:
         self.until = 0.0  # a write may be taken so long by the node that it was sent to
         self.tried: tuple[str, ...] = ()  # those that have turned it away, until all have
         self.asked: tuple[str, ...] = ()  # those that were given it as a hedge before `hedge`
+        self.left: dict[str, float] = {}  # those that said nothing to a strong one, and when that was enough
         self.hedge = ""  # who was asked as well
         self.hedge_request = 0
         self.hedged_at = 0.0
@@ -133,6 +134,8 @@ def error_of(result: Result) -> SpineError:
             message, outcome=result.outcome or "unknown", acks=result.acks_seen, needed=result.acks_needed,
             missing=result.missing,
         )  # fmt: skip
+    if result.error == "StaleToken":
+        return StaleToken(message, result.gone)
     kind = getattr(errors, result.error or "", SpineError)
     error: SpineError = kind(message)
     return error
@@ -148,12 +151,15 @@ def too_late(call: Call, *, connected: bool, address: str, write_quorum: int) ->
     if write is not None and (call.open_attempts or (said and connected)):
         outcome: Outcome = "unknown" if call.open_attempts else "not applied"
         needed = len(call.candidates) // 2 + 1 if call.strong else min(write.acks or write_quorum, len(call.candidates))
-        acks = call.problem.acks_seen if call.problem is not None else 0
-        missing = (call.problem.missing if call.problem is not None else ()) or tuple(call.candidates)
-        message = (
-            f"the write was not confirmed within {seconds:g} s ({outcome}): {acks} of the {needed} replicas needed "
-            f"are known to have it, {', '.join(missing)} are not{said}"
-        )
+        told = call.problem if call.problem is not None and call.problem.missing else None
+        acks, missing = (told.acks_seen, told.missing) if told is not None else (0, tuple(call.candidates))
+        message = f"the write was not confirmed within {seconds:g} s ({outcome})"
+        if told is not None:  # it did not take the write, and says whom it reached; not who may have an earlier try
+            needed = told.acks_needed or needed
+            message += f": {acks} of the {needed} replicas needed were reached, {', '.join(missing)} were not"
+        elif call.open_attempts:
+            message += f": {acks} of the {needed} replicas needed are known to have it, {', '.join(missing)} are not"
+        message += said
         return QuorumFailed(message, outcome=outcome, acks=acks, needed=needed, missing=missing)
     if call.strong and write is None and connected:
         message = f"the strong read was not confirmed within {seconds:g} s{said}"

@@ -3,8 +3,9 @@
 Operations issued in one loop turn for one node travel as one message. Each has an id (session, number) that stays the
 same through every retry. They go to a partition's first replica, so that a session usually reads where it last wrote;
 when that node is gone (the broker says so at once), silent or slow, its operations move on to another replica. Writes
-are never sent twice while the first node may be at work on them: they are moved, with their id, when it has been silent
-for a while.
+are never sent twice while the first node may still take them: they are moved, with their id, when it has been silent
+for a while. Strong ones move sooner, as soon as another node is known to be there: who does them remembers them
+(core/strong.py), so that another attempt joins the first one, or is told what came of it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ PACE_SECONDS_MAX = 0.002  # between two batches, if the first ...
 PACE_OPERATIONS = 20  # ... had this many operations: only ten thousand a second are ever held up for that long
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 SUSPECT_SILENT_SECONDS = 0.3  # if others say so, too, or have answered in its place
+STRONG_QUESTION_SECONDS = 0.15  # of silence after a strong operation, and all nodes are asked whether they are there
+STRONG_SILENT_SECONDS = 0.3  # ... and it goes to one that has said so
 RESEND_SECONDS = 3.0  # an operation that a lively node has not answered for that long was lost on the way
 BACK_OFF_SECONDS = 0.05  # before an operation that was turned away is tried again; doubling ...
 HOPS_MAX = 3  # from one node to another one that it names, without a pause: they may not agree yet
 BACK_OFF_SECONDS_MAX = 1.0  # ... up to here: thousands of them must not keep an overloaded node busy
+PRIMARY_SECONDS_MAX = 0.2  # ... or here, while a node finds out whether the primary is there, which takes half a second
 
 _decode = msgspec.json.Decoder(Response).decode
 _ELSEWHERE = frozenset(("Behind", "Busy", "Late", "NotHere"))
@@ -159,12 +163,15 @@ class Dispatch:
         (number,) = call.numbers
         named = result.primary
         goes = named != node and named in call.candidates and self._health.well(named, reads=False)
+        if call.left:  # all were asked whether they are there: did this one say so?
+            asked = max(call.left.values()) - STRONG_SILENT_SECONDS
+            goes = goes and self._health.heard.get(named, 0.0) > call.left.get(named, asked)
         self._primaries[number] = named if goes else node
         call.retry, call.node, call.tried = call.open_attempts > 0, "", ()
         if goes and call.attempts < HOPS_MAX:
             self.post(call)
         else:
-            self._wait(call)
+            self._wait(call, PRIMARY_SECONDS_MAX)
 
     def _located(self, call: Call) -> bool:
         """Where it goes by the layout of now. False: nowhere, as a whole; who has it planned hears of it."""
@@ -191,9 +198,27 @@ class Dispatch:
         else:
             self.post(call)
 
-    def _wait(self, call: Call) -> None:
+    def _left_silent(self, call: Call, now: float) -> bool:
+        """Is nothing heard of the node that has this strong operation? Then another one is asked, if that is there."""
+        heard, node = self._health.heard, call.node
+        quiet = now - max(heard.get(node, 0.0), call.sent_at)
+        if quiet <= STRONG_QUESTION_SECONDS or len(call.candidates) < 2:
+            return False
+        self._health.wonder(call.candidates, now)
+        there = [other for other in call.candidates if other != node and heard.get(other, 0.0) > call.sent_at]
+        if quiet <= STRONG_SILENT_SECONDS or not there or (call.kind == WRITE and now <= call.until):
+            return False  # a write that the node may still take could be done twice: only so many are remembered
+        self._health.doubt(node, now)
+        call.left[node] = now
+        (number,) = call.numbers
+        self._primaries[number] = max(there, key=lambda other: (self._health.well(other, reads=False), heard[other]))
+        call.retry, call.node, call.tried = True, "", ()
+        self.post(call)
+        return True
+
+    def _wait(self, call: Call, seconds_max: float = BACK_OFF_SECONDS_MAX) -> None:
         """Not again at once: for longer the more often it was tried."""
-        pause = min(BACK_OFF_SECONDS * 2 ** min(max(call.attempts - 1, 0), 16), BACK_OFF_SECONDS_MAX)
+        pause = min(BACK_OFF_SECONDS * 2 ** min(max(call.attempts - 1, 0), 16), seconds_max)
         call.ready_at = self._loop.time() + pause
         self._later.append(call)
 
@@ -237,7 +262,7 @@ class Dispatch:
                 self._elsewhere(call, node, result)
                 continue
             if result.gone:
-                self._let_go(call, result.gone)
+                self._told_gone(call, result.gone)
             if result.error == "Elsewhere" and call.strong:
                 self._to_primary(call, node, result)
                 continue
@@ -267,14 +292,19 @@ class Dispatch:
                 self._primaries[number] = node
             call.future.set_result(said)
 
-    def _let_go(self, call: Call, gone: Vectors) -> None:
-        """No replica will ever have this of the session's token: who waits for it is told so, and the session goes on
-        without it. What a call was given as its own token is not the session's."""
+    def _told_gone(self, call: Call, gone: Vectors) -> None:
+        """Who waits for what no replica will ever have is told so, and the session goes on without it. What a call was
+        given as its own token is not the session's."""
         if call.token is None:
+            self.let_go(gone)
+
+    def let_go(self, gone: Vectors) -> None:
+        """No replica will ever have more than this of the session's token of these actors."""
+        for vectors in (self._vectors, self._strays):
             for number, vector in gone.items():
                 for actor, n in vector.items():
-                    if self._vectors.get(number, {}).get(actor, 0) > n:
-                        self._vectors[number] = {**self._vectors[number], actor: n}
+                    if vectors.get(number, {}).get(actor, 0) > n:
+                        vectors[number] = {**vectors[number], actor: n}
 
     def _elsewhere(self, call: Call, node: str, result: Result) -> None:
         """This node can't, not now: the next one, after a breath if there is none or it has too much to do."""
@@ -352,8 +382,8 @@ class Dispatch:
                     call.future.set_exception(error)
                 elif not connected or id(call) in waiting or not call.node:
                     continue
-                elif call.kind == WRITE and now <= call.until:
-                    continue  # the node may still take it
+                elif (call.strong and self._left_silent(call, now)) or (call.kind == WRITE and now <= call.until):
+                    continue  # it has gone elsewhere; or the node may still take it
                 elif reconnected or now - call.sent_at > RESEND_SECONDS:
                     call.drop_hedge()
                     self._again(call)

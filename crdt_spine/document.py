@@ -42,6 +42,7 @@ from crdt_spine.core.document import (
 from crdt_spine.core.messages import DocumentPart, EditDocument, GetDocument
 from crdt_spine.core.registers import Origin, Register
 from crdt_spine.errors import InvalidInput, NotFound, SpineError, VersionConflict
+from crdt_spine.levels import InForce, Levels, note
 from crdt_spine.limits import (
     CLIENTS_REMEMBERED_MAX,
     CONTENT_BYTES_MAX,
@@ -50,6 +51,7 @@ from crdt_spine.limits import (
     DOCUMENTS_REMEMBERED_BYTES_MAX,
     DOCUMENTS_REMEMBERED_MAX,
 )
+from crdt_spine.memory import Consistency
 from crdt_spine.session import Session
 
 if TYPE_CHECKING:
@@ -93,13 +95,15 @@ class Documents:
     def __len__(self) -> int:
         return len(self._known)
 
-    async def read(self, session: Session, id: str) -> Known | None:
+    async def read(
+        self, session: Session, id: str, levels: Levels, force: InForce, chosen: Consistency | None
+    ) -> Known | None:
         """The document as it is now; None where there is no memory. Raises what a read raises."""
         known = self._known.get(id)
         for asked in (known, None):
             have = {} if asked is None else asked.document.reached
             operation = GetDocument(i=session.number(), id=id, base=None if asked is None else asked.key, have=have)
-            found = (await session.on_memory(operation, id)).document
+            found = (await levels.within(force, operation, chosen, use_token=True)).document
             if found is None:
                 self.forget(id)
                 return None
@@ -145,11 +149,16 @@ class Documents:
 class Editing:
     """One block: made by `Spine.document`, used as `async with`."""
 
-    def __init__(self, session: Session, documents: Documents, id: str, acks: int | None, agent: str | None) -> None:
+    def __init__(
+        self, session: Session, documents: Documents, id: str, levels: Levels, chosen: Consistency | None,
+        agent: str | None,
+    ) -> None:  # fmt: skip
         self._session = session
         self._documents = documents
         self._id = id
-        self._acks = acks
+        self._levels = levels
+        self._chosen = chosen
+        self._force = levels.of_document(id, chosen)
         self._agent = agent
         self._known: Known | None = None
         self._client = 0
@@ -164,7 +173,12 @@ class Editing:
 
         if self._live is not None:
             raise InvalidInput("this block is open already: call spine.document() for each")
-        known = self._known = await self._documents.read(self._session, self._id)
+        self._force = self._levels.of_document(self._id, self._chosen)
+        try:
+            known = self._known = await self._read()
+        except BaseException:
+            self._note()
+            raise
         if known is None:
             self._client = new_client()
             live = opened((), self._client)
@@ -183,6 +197,12 @@ class Editing:
     ) -> None:
         live, self._live = self._live, None
         live.unobserve(self._watching)
+        try:
+            await self._leave(live, kind)
+        finally:
+            self._note()
+
+    async def _leave(self, live: Live, kind: type[BaseException] | None) -> None:
         updates, known = self._updates, self._known
         if kind is not None:
             return
@@ -196,6 +216,12 @@ class Editing:
         elif known is not None:
             self._documents.give_back(self._id, known.key, self._client, live)
 
+    async def _read(self) -> Known | None:
+        return await self._documents.read(self._session, self._id, self._levels, self._force, self._chosen)
+
+    def _note(self) -> None:
+        note("document", self._id, self._force.level, self._force.because)
+
     async def _send(self, live: Live, update: bytes) -> None:
         """Send the update; carry it over where the content was written anew meanwhile."""
         begun, made = self._known, live
@@ -204,12 +230,12 @@ class Editing:
             self._check(known, live, update)
             operation = EditDocument(
                 i=self._session.number(), id=self._id, update=update, client=client, clock=clock,
-                base=None if known is None else known.key, acks=self._acks, agent=self._agent,
+                base=None if known is None else known.key, agent=self._agent,
             )  # fmt: skip
             try:
-                await self._session.on_memory(operation, self._id)
+                await self._levels.within(self._force, operation, self._chosen, use_token=True)
             except VersionConflict:
-                now = await self._documents.read(self._session, self._id)
+                now = await self._read()
                 if begun is not None:
                     if now is None:
                         raise NotFound(f"there is no memory {self._id!r} any more: it was deleted meanwhile") from None

@@ -157,6 +157,7 @@ class Health:
         self._tracks: dict[str, tuple[Track, Track, Track, Track]] = {}
         self._relapses: dict[str, tuple[int, float]] = {}  # node -> how often, and when it was back last
         self._question_until = 0.0
+        self._wondered: set[str] = set()  # nodes that are to be pinged as nothing was heard of them
         self._pinged: dict[str, float] = {}  # nodes with a ping under way, since when
         self._question_at = 0.0
 
@@ -224,6 +225,10 @@ class Health:
             if node in self._names and node not in self.trouble and now - self.heard.get(node, 0.0) > HINT_SECONDS:
                 self.fail(node, "hinted", now)
 
+    def wonder(self, nodes: Iterable[str], now: float) -> None:
+        """Are these nodes there? Those of which nothing was heard for a moment are pinged."""
+        self._wondered.update(node for node in nodes if now - self.heard.get(node, 0.0) > PING_PAUSE_SECONDS)
+
     def judge(self, now: float) -> None:
         """Time has passed."""
         for node, since in list(self.doubted.items()):
@@ -248,7 +253,9 @@ class Health:
         ]
         if now < self._question_until and now >= self._question_at:
             self._question_at = now + PING_PAUSE_SECONDS
-            due += [node for node in self._tracks if node not in self._pinged and node not in self.trouble]
+            self._wondered.update(self._tracks)
+        due += [node for node in self._wondered & self._names if node not in self._pinged and node not in self.trouble]
+        self._wondered.clear()
         self._pinged.update(dict.fromkeys(due, now))
         return due
 

@@ -40,8 +40,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LevelInForce(msgspec.Struct, frozen=True):
-    """At which level one call was done: `operation` is "get", "store", "update", "delete", "query" or "thread", `id`
-    the memory's or the thread's. `because`: "call" (its own `consistency=`), "override:<tag>" (of cluster.yaml),
+    """At which level one call was done, or failed: `operation` is "get", "store", "update", "delete", "document" (a
+    block of it), "query" or "thread", `id` the memory's or the thread's. `because`: "call" (its own `consistency=`),
+    "override:<tag>" (of cluster.yaml),
     "spine" (the spine's `consistency=`), "default" (the cluster's), "if_version" or "fence"."""
 
     operation: str

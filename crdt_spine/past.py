@@ -3,6 +3,8 @@
 Both are kept by each replica for itself, of what it saw (core/conflicts.py, storage/history.py). So all replicas are
 asked and their answers united: the same version, or the same lost write, counts once. That a replica was slow before is
 no reason to go without it, for it may be the only one that has a receipt: who answers within PAST_SECONDS_MAX counts.
+
+What is shown, a session has read: it goes into its token, like all that it reads.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from typing import TypeVar
 import msgspec
 
 from crdt_spine.call import Moved
+from crdt_spine.core.causality import Vector, join_into
 from crdt_spine.core.clock import moment
 from crdt_spine.core.conflicts import Receipt, place_in
-from crdt_spine.core.messages import Conflicts, History, Result
+from crdt_spine.core.messages import Conflicts, History, Result, Vectors
+from crdt_spine.core.version import version_vector
 from crdt_spine.errors import ConnectionFailed, SpineError
 from crdt_spine.limits import PAST_SECONDS_MAX
 from crdt_spine.memory import Conflict, Memory
@@ -40,6 +44,10 @@ async def history(session: Session, id: str) -> list[Memory]:
 
     answers = await _everywhere(session, replicas, lambda node: _versions(session, node, id))
     found = {memory.version: memory for memories, _ in answers.values() for memory in memories}
+    seen: Vector = {}
+    for version in found:
+        join_into(seen, version_vector(version))
+    session.see({session.layout.partition_of(id): seen})
     living = {version for _, version in answers.values() if version in found}
     latest = max((found[version].updated_at for version in living), default=None)
     return sorted(
@@ -71,8 +79,15 @@ async def conflicts(session: Session, id: str | None, limit: int) -> list[Confli
         key = (receipt.id, receipt.key)
         if key not in found or found[key].winner < receipt.winner:  # what it lost to differs, where there were several
             found[key] = receipt
-    newest = sorted(found.values(), key=place_in, reverse=True)
-    return [_conflict(receipt) for receipt in newest[:limit]]
+    newest = sorted(found.values(), key=place_in, reverse=True)[:limit]
+    seen: Vectors = {}
+    for receipt in newest:
+        vector = seen.setdefault(session.layout.partition_of(receipt.id), {})
+        for origin in (receipt.loser, receipt.winner):
+            if origin.n:
+                join_into(vector, {origin.actor: origin.n})
+    session.see(seen)
+    return [_conflict(receipt) for receipt in newest]
 
 
 async def _versions(session: Session, node: str, id: str) -> tuple[list[Memory], str | None]:

@@ -52,7 +52,8 @@ from crdt_spine.transport.nats import NatsTransport, check_url
 from crdt_spine.written import stored_memory
 
 _decode_memory = msgspec.json.Decoder(Memory).decode
-_STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency")
+_STORE_KEYS = ("content", "id", "tags", "metadata", "thread", "importance", "ttl", "created_at", "consistency",
+               "fence")  # fmt: skip
 _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest", "relevance")
 LOCKS_SECONDS_MAX: Final = 0.5  # that a status waits for the lock service once all nodes have answered
 
@@ -213,7 +214,8 @@ class Spine:
                     session, one["content"], one.get("id"), one.get("tags", ()), one.get("metadata"),
                     one.get("thread"), one.get("importance", 0.5), one.get("ttl"), one.get("created_at"),
                 )  # fmt: skip
-                operations.append((operation, self._chosen(one.get("consistency"))))
+                level = self._chosen(one.get("consistency"))
+                operations.append((self._fenced(operation, one.get("fence")), level))
             except InvalidInput as error:
                 raise InvalidInput(f"memory {index}: {error}") from None
         stored = []
@@ -322,9 +324,8 @@ class Spine:
             i=0, selection=selection, order=order, limit=wanted, text=words, after=place.after, shown=place.shown,
             strong=level == "strong",
         )  # fmt: skip  # `Session.query` numbers what it sends
-        page = page_of(await homing.query(session, query, use_token=use_token), order, wanted, place)
-        levels.note("query", None, level, because)
-        return page
+        with levels.noting("query", None, level, because):
+            return page_of(await homing.query(session, query, use_token=use_token), order, wanted, place)
 
     def subscribe(
         self, *, tags: Iterable[str] = (), any_tags: Iterable[str] = (), agent: str | None = None,
@@ -333,8 +334,9 @@ class Spine:
         """What happens from now on, or after `token`, to memories that fulfil every condition: an async iterator.
 
         Operations of this spine that are issued later come after the subscription's beginning. After `token`, a
-        memory that changed several times comes once, as it is now. Raises InvalidInput; while iterating
-        ConnectionFailed where no node opens the feed.
+        memory that changed several times comes once, as it is now. Raises InvalidInput, and StaleToken where the token
+        is another cluster's; while iterating ConnectionFailed where no node opens the feed, and StaleToken where no
+        replica has what the token has: the subscription's `token` is then without what is lost for good.
         """
         session = self._live
         selection = Selection(
@@ -365,7 +367,8 @@ class Spine:
         session = self._live
         known = self._locks
         if known is None or known[0] is not session:
-            known = self._locks = session, LockClient(session.transport, session.hello.cluster, self.agent)
+            hello = session.hello
+            known = self._locks = session, LockClient(session.transport, hello.cluster, self.agent, hello.identity)
             session.closers.add(known[1].close)
         return known[1]
 
@@ -377,7 +380,7 @@ class Spine:
         """The operation, to be done only while a lease is the newest of its lock. Raises InvalidInput, LeaseLost."""
         if fence is None:
             return operation
-        return msgspec.structs.replace(operation, fence=fence_of(fence, self._live.hello.cluster))
+        return msgspec.structs.replace(operation, fence=fence_of(fence, self._live.hello.identity))
 
     # -- threads ----------------------------------------------------------------------------------------------------
 
@@ -410,18 +413,13 @@ class Spine:
         What the block changed is merged with everyone else's when it is left; after an exception in it nothing is
         sent. Each block has a document of its own, in which nothing changes meanwhile. Was the whole content written
         anew meanwhile (store, update), the block's change of the text is carried over to it, without formatting and
-        other root types; was the memory deleted, leaving raises NotFound. Further VersionConflict, InvalidInput,
-        QuorumFailed, ConnectionFailed, StaleToken.
+        other root types; was the memory deleted, leaving raises NotFound. What is at "strong", by a tag of the memory
+        or the default, is not edited in this way: InvalidInput, unless `consistency` names another level. Further
+        VersionConflict, QuorumFailed, ConnectionFailed, StaleToken.
         """
-        session = self._live
-        level, _ = self._levels.of(self._chosen(consistency))
-        if level == "strong":
-            raise InvalidInput(
-                "edits of a document are merged and never refused, so there is no consistency 'strong' for them: use "
-                "document(…, consistency='read-your-writes'), or update(…, content=…, if_version=…)"
-            )
-        acks, agent = 1 if level == "eventual" else None, self._other_agent(session)
-        return Editing(session, self._documents, validation.id(id), acks, agent)
+        session, chosen = self._live, self._chosen(consistency)
+        agent = self._other_agent(session)
+        return Editing(session, self._documents, validation.id(id), self._levels, chosen, agent)
 
     # -- what was ---------------------------------------------------------------------------------------------------
 
@@ -440,8 +438,9 @@ class Spine:
     # -- levels -----------------------------------------------------------------------------------------------------
 
     def levels(self) -> AbstractContextManager[list[LevelInForce]]:
-        """At which level calls were done, and why: `with spine.levels() as levels:` gives a list, to which each call
-        adds one entry that ends in the block, of the task that entered it, and of tasks started in it."""
+        """At which level calls were, and why: `with spine.levels() as levels:` gives a list, to which each call
+        adds one entry that ends in the block, whether it was done or failed, of the task that entered it, and of tasks
+        started in it."""
         return levels.noted()
 
     # -- tokens -----------------------------------------------------------------------------------------------------

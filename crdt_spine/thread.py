@@ -32,7 +32,7 @@ from crdt_spine.core.messages import Hit, Query, Store, Vectors
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.thread import Entry, Lost, Relation, causal_order, relation, visible
 from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError, StaleToken
-from crdt_spine.levels import Levels, note
+from crdt_spine.levels import Levels, noting
 from crdt_spine.limits import (
     QUERY_LIMIT_MAX,
     THREAD_ACTORS_MAX,
@@ -182,8 +182,11 @@ class Thread:
         InvalidInput, StaleToken, ConnectionFailed.
         """
         level, because = self._levels.of(self._chosen(consistency))
-        wait = level != "eventual"
-        look = await self._look(wait, strong=level == "strong")
+        with noting("thread", self.id, level, because):
+            return await self._read(wait=level != "eventual", strong=level == "strong")
+
+    async def _read(self, wait: bool, strong: bool) -> list[Memory]:
+        look = await self._look(wait, strong=strong)
         shown, lacking = visible(look.entries, look.cut, self._context.lost)
         if wait and lacking:
             look, shown = await self._complete(look, shown, lacking)
@@ -192,7 +195,6 @@ class Thread:
         self._context.known = True
         order = [look.memories[entry.id] for entry in causal_order(shown)]
         self._meet(order, max(THREAD_ENTRIES_REMEMBERED_MAX, len(order)))
-        note("thread", self.id, level, because)
         return order
 
     def relation(self, a: Memory | str, b: Memory | str) -> Relation:

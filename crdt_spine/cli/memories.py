@@ -11,9 +11,9 @@ import click
 
 from crdt_spine.cli.fence import Named, fence_option, under
 from crdt_spine.cli.options import Common, connected
-from crdt_spine.cli.output import emit, in_force, memory_document, printable
+from crdt_spine.cli.output import absent, emit, in_force, leveled, memory_document, printable
 from crdt_spine.cli.values import Place, duration_of, metadata_of
-from crdt_spine.errors import InvalidInput, NotFound
+from crdt_spine.errors import InvalidInput
 from crdt_spine.limits import CONTENT_BYTES_MAX
 from crdt_spine.memory import LevelInForce, Memory
 
@@ -50,7 +50,7 @@ def store(
 
     async def main() -> tuple[Memory, list[LevelInForce]]:
         async with opened(common, creates=True) as spine:
-            with spine.levels() as levels:
+            with leveled(spine) as levels:
                 memory = await spine.store(
                     content, id=id, tags=tags, metadata=metadata, thread=thread, importance=importance, ttl=ttl,
                     consistency=common.consistency, **await under(fence, spine),
@@ -70,13 +70,13 @@ def get(common: Common, id: str) -> None:
 
     async def main() -> tuple[Memory | None, list[LevelInForce]]:
         async with opened(common) as spine:
-            with spine.levels() as levels:
+            with leveled(spine) as levels:
                 memory = await spine.get(id, consistency=common.consistency)
             return memory, levels
 
     memory, levels = run(main())
     if memory is None:
-        raise NotFound(f"there is no memory {id!r}")
+        raise absent(f"there is no memory {id!r}", levels)
     if common.as_json:
         emit({**memory_document(memory), **in_force(levels)})
     else:
@@ -131,7 +131,7 @@ def update(
 
     async def main() -> tuple[Memory, list[LevelInForce]]:
         async with opened(common) as spine:
-            with spine.levels() as levels:
+            with leveled(spine) as levels:
                 memory = await spine.update(
                     id, if_version=if_version, consistency=common.consistency, **changes, **await under(fence, spine)
                 )
@@ -149,14 +149,17 @@ def delete(common: Common, id: str, fence: Named | None) -> None:
 
     from crdt_spine.cli.opening import opened, run
 
-    async def main() -> bool:
+    async def main() -> tuple[bool, list[LevelInForce]]:
         async with opened(common) as spine:
-            return await spine.delete(id, consistency=common.consistency, **await under(fence, spine))
+            with leveled(spine) as levels:
+                existed = await spine.delete(id, consistency=common.consistency, **await under(fence, spine))
+            return existed, levels
 
-    if not run(main()):
-        raise NotFound(f"there is no memory {id!r}")
+    existed, levels = run(main())
+    if not existed:
+        raise absent(f"there is no memory {id!r}", levels)
     if common.as_json:
-        emit({"id": id, "deleted": True})
+        emit({"id": id, "deleted": True, **in_force(levels)})
     else:
         click.echo(printable(id))
 

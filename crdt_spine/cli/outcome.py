@@ -3,8 +3,8 @@
     0 done · 1 failed · 2 wrong usage · 3 not found · 4 unavailable (no quorum, timeout, no server)
     130 interrupted (Ctrl-C) · 141 the reader of our output is gone (`| head`); the numbers that shells give
 
-With --json the line is an object: `error` is the class, `message` the text. Output goes to stdout, so that a script can
-read it without finding errors in it.
+With --json the line is an object: `error` is the class, `message` the text; of a QuorumFailed `outcome`, `acks`,
+`needed` and `missing` as well. Output goes to stdout, so that a script can read it without finding errors in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from crdt_spine.cli.output import printable, representable
+from crdt_spine.cli.output import LEVEL, printable, representable
 from crdt_spine.errors import (
     ConnectionFailed,
     InvalidInput,
@@ -63,8 +63,11 @@ def error_line(error: Exception, *, as_json: bool, **more: Any) -> str:
     message = _message(error)
     if as_json:
         document: dict[str, Any] = {"error": _class(error), "message": representable(message), **more}
+        document |= vars(error).get(LEVEL, {})
         if isinstance(error, QuorumFailed):
-            document |= {"outcome": error.outcome, "acks": error.acks, "needed": error.needed}
+            document |= {
+                "outcome": error.outcome, "acks": error.acks, "needed": error.needed, "missing": error.missing
+            }  # fmt: skip
         return msgspec.json.encode(document).decode()
     place = "".join(f"{name} {value}: " for name, value in more.items())
     # A field's name in an imported file, say, may have what a terminal would obey.

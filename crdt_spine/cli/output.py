@@ -7,13 +7,20 @@ by the format; for people `printable` shows control characters as symbols.
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
+from crdt_spine.errors import NotFound, SpineError
 from crdt_spine.memory import LevelInForce, Memory
 
+if TYPE_CHECKING:
+    from crdt_spine.spine import Spine
+
+LEVEL: Final = "in_force"  # what an error has of the call that failed
 _SYMBOLS: Final = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
@@ -31,6 +38,24 @@ def memory_document(memory: Memory) -> dict[str, Any]:
 def in_force(levels: list[LevelInForce]) -> dict[str, Any]:
     """At which consistency level the last of these calls was done, and why, as a part of a document."""
     return {"consistency": {"level": levels[-1].level.value, "because": levels[-1].because}} if levels else {}
+
+
+@contextmanager
+def leveled(spine: Spine) -> Iterator[list[LevelInForce]]:
+    """The levels of the calls in this block. One that fails takes its level along, into the error's document."""
+    with spine.levels() as levels:
+        try:
+            yield levels
+        except SpineError as error:
+            vars(error)[LEVEL] = in_force(levels)
+            raise
+
+
+def absent(message: str, levels: list[LevelInForce]) -> NotFound:
+    """The error that says so, of a call that found nothing."""
+    error = NotFound(message)
+    vars(error)[LEVEL] = in_force(levels)
+    return error
 
 
 def emit(document: Any) -> None:

@@ -26,6 +26,14 @@ def version_text(id: str, vector: str) -> str:
     return f"{crc32(id.encode()):08x}~{vector}"
 
 
+def version_vector(version: str) -> dict[str, int]:
+    """The vector of a memory's version; nothing, where this is no version."""
+    if _VERSION.fullmatch(version) is None:
+        return {}
+    dots = (dot.rpartition(":") for dot in version[9:].split(","))
+    return {actor: int(n) for actor, _, n in dots}
+
+
 def conflict(id: str, now: str, asked: str) -> str:
     """Why an update of a memory that is at version `now` is refused, and what to do."""
     found = _VERSION.fullmatch(asked)
@@ -36,4 +44,4 @@ def conflict(id: str, now: str, asked: str) -> str:
     return f"memory {id!r} is at version {now!r}, not {asked!r}: read it again and decide anew"
 
 
-__all__ = ["conflict", "vector_text", "version_text"]
+__all__ = ["conflict", "vector_text", "version_text", "version_vector"]

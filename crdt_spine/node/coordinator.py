@@ -63,7 +63,7 @@ class Coordinator:
             return True
         demand = None
         relaxed = False
-        if not isinstance(operation, EditDocument) and operation.level is not None:
+        if operation.level is not None:
             demand = self.levels.demand(operation, self.store.get(operation.id))
             if self.levels.more_is_demanded(inbox, operation, demand):
                 return True
@@ -71,7 +71,9 @@ class Coordinator:
         partition = self.replica.partitions[number]
         wanted = request.token.get(number)
         if relaxed:
-            operation, wanted = msgspec.structs.replace(operation, acks=1), None
+            operation = msgspec.structs.replace(operation, acks=1)
+            if not isinstance(operation, EditDocument):  # which is made on what was read
+                wanted = None
         if wanted and not within(wanted, partition.vector):
             return False
         # A fence is checked by a majority, also where its writer did not say that the write is strong.
@@ -86,6 +88,8 @@ class Coordinator:
             refusal = self.admission.refusal(number, 1 if strong else operation.acks or 0, now)
         if refusal is not None:
             self.load.totals["refused_writes"] += 1
+            if refusal.ours:
+                self.load.quorum_failed(inbox, operation.i)
             self.answers.add(
                 inbox,
                 Result(
@@ -151,7 +155,7 @@ class Coordinator:
         for one, acks in expired:
             ticket: Ticket = one.ticket
             self.load.waiting -= 1
-            self.load.totals["quorum_failures"] += 1
+            self.load.quorum_failed(ticket.inbox, ticket.operation.i)
             missing = self.replica.unconfirmed(ticket.partition, one)
             message = (
                 f"{acks} of {one.needed} replicas have the write of {ticket.operation.id!r}; {', '.join(missing)} did "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from crdt_spine.core.levels import Demand, Overrides, stricter
-from crdt_spine.core.messages import Delete, Edit, Get, Result, Store
+from crdt_spine.core.messages import Delete, Edit, EditDocument, Get, GetDocument, Result, Store
 from crdt_spine.core.record import Record
 from crdt_spine.node.answers import Answers
+
+Leveled = Get | GetDocument | Store | Edit | EditDocument | Delete
 
 
 class Levels:
@@ -17,13 +19,13 @@ class Levels:
         self.overrides = overrides
         self.answers = answers
 
-    def demand(self, operation: Get | Store | Edit | Delete, record: Record | None) -> Demand:
+    def demand(self, operation: Leveled, record: Record | None) -> Demand:
         """The level of an operation that nobody gave one, by its own tags and those that its memory has here."""
         own = operation.tags if isinstance(operation, Store) else operation.add if isinstance(operation, Edit) else ()
         tags = record.tags if record is not None and record.alive else ()
         return self.overrides.demand(own, tags) or Demand(operation.default, "")
 
-    def more_is_demanded(self, inbox: str, operation: Get | Store | Edit | Delete, demand: Demand) -> bool:
+    def more_is_demanded(self, inbox: str, operation: Leveled, demand: Demand) -> bool:
         """Was it sent at a level that promises less? Then it is to come again at the other one."""
         if operation.level is None or not stricter(demand.level, operation.level):
             return False

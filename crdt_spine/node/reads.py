@@ -122,7 +122,8 @@ class Reads:
         asking: Asking = question.ticket
         i, id, entry = asking.operation.i, asking.operation.id, asking.entry
         if not question.enough:
-            self.load.totals["quorum_failures"] += 1
+            if self.replica.node == min(question.answered):  # the agent asks the others that are there, too
+                self.load.quorum_failed(asking.inbox, i)
             missing = self.quorum_reads.missing(question)
             message = (
                 f"{len(question.answered)} of {question.needed} replicas answered the read of {id!r}; "
@@ -163,15 +164,18 @@ class Reads:
             return True
         if operation.id in self.replica.unsettled:
             return False
+        record = self.store.get(operation.id)
+        demand = None if operation.level is None else self.levels.demand(operation, record)
+        if demand is not None and self.levels.more_is_demanded(inbox, operation, demand):
+            return True
         self.load.reads += 1
         self.load.counts[number] += 1
-        record = self.store.get(operation.id)
         found = (
             None
             if record is None or not record.alive or record.expired(at_milliseconds(wall_clock.now()))
             else _part(record, operation)
         )
-        self.answers.add(inbox, Result(i=operation.i, document=found), number)
+        self.answers.add(inbox, told(Result(i=operation.i, document=found), demand), number)
         return True
 
 

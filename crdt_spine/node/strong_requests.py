@@ -61,7 +61,8 @@ class StrongRequests:
         """What came of a strong operation."""
         ticket: Ticket = answer.ask.ticket
         self.load.waiting -= 1
-        self.load.totals["quorum_failures"] += answer.error == "QuorumFailed"
+        if answer.error == "QuorumFailed":
+            self.load.quorum_failed(ticket.inbox, ticket.operation.i)
         result = self._result(answer, ticket)
         self.answers.add(ticket.inbox, told(result, ticket.demand), ticket.partition)
 
@@ -90,7 +91,7 @@ class StrongRequests:
         so."""
         found = await self.strong.newest(partitions)
         if isinstance(found, tuple):
-            self.load.totals["quorum_failures"] += 1
+            self.load.quorum_failed(inbox, operation.i)
             acks, needed, missing = found
             message = (
                 f"{acks} of the {needed} replicas needed for a strong query answered; {', '.join(missing)} did not "

@@ -134,7 +134,8 @@ def test_what_is_not_there_ends_with_3_and_says_so_on_stderr_alone(spine: Spine)
         assert (ran.code, ran.out) == (3, "")
         assert re.fullmatch(r"error: [^\n]*none[^\n]*\n", ran.err)
         assert spine(*arguments, "--json").error["error"] == "NotFound"
-    assert spine("delete", "m", "--json").document == {"id": "m", "deleted": True}
+    by_default = {"level": "read-your-writes", "because": "default"}
+    assert spine("delete", "m", "--json").document == {"id": "m", "deleted": True, "consistency": by_default}
     assert spine("delete", "m").code == 3
 
 

@@ -419,7 +419,7 @@ async def test_who_is_given_a_token_sees_what_its_giver_wrote(spine: Spine, url:
 
 async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark: str) -> None:
     hello = spine._live.hello
-    token = token_text(hello.cluster, hello.region, {3: {"local/nobody@never": 5}})
+    token = token_text(hello.identity, hello.region, {3: {"local/nobody@never": 5}})
     started = asyncio.get_running_loop().time()
     with pytest.raises(StaleToken, match="local/nobody@never"):
         await spine.wait_for(token, timeout=60.0)
@@ -433,7 +433,7 @@ async def test_a_token_that_nobody_can_reach_is_stale_in_time(spine: Spine, mark
 async def test_a_token_of_another_cluster_is_refused(spine: Spine) -> None:
     with pytest.raises(StaleToken, match="is of cluster 'another'"):
         await spine.wait_for(token_text("another", "region", {1: {"a": 1}}))
-    for text in ("", "st1", "st2", "st2!!!", "st99abc", "nonsense", 5, None):
+    for text in ("", "st1", "st3", "st3!!!", "st99abc", "nonsense", 5, None):
         with pytest.raises(InvalidInput):
             await spine.wait_for(text)  # type: ignore[arg-type]
 

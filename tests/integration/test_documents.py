@@ -314,8 +314,9 @@ async def test_bad_input_is_refused_and_nothing_is_changed(spine: Spine, id: str
 async def test_a_node_refuses_what_an_agent_should_not_have_sent(spine: Spine, id: str) -> None:
     await append(spine, id, "text")
     before = await spine.get(id)
-    session = spine._live
-    key = spine._documents._known.get(id) or await spine._documents.read(session, id)
+    session, levels = spine._live, spine._levels
+    force = levels.of_document(id, None)
+    key = spine._documents._known.get(id) or await spine._documents.read(session, id, levels, force, None)
     assert key is not None
     for update in (b"\xff\xff", b"\x01\x01\x63\x05\x84\x63\x04\x01x\x00"):
         operation = EditDocument(i=session.number(), id=id, update=update, client=99, base=key.key)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pycrdt
 import pytest
 
-from crdt_spine import Consistency, InvalidInput, QuorumFailed, Spine, SpineError
+from crdt_spine import Consistency, InvalidInput, NotFound, QuorumFailed, Spine, SpineError, VersionConflict
 from crdt_spine.core.messages import Hello, Level, NodeInfo, Request
 from crdt_spine.node.node import Node
 from crdt_spine.session import Session
@@ -318,3 +319,123 @@ def test_the_command_shows_the_level(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert main(["--path", str(tmp_path / "db"), "get", "m", "--consistency", "bogus"]) == 2
     said = capfd.readouterr().err
     assert "eventual" in said and "strong" in said
+
+
+# -- documents -------------------------------------------------------------------------------------------------------
+
+
+async def insert(spine: Spine, id: str, words: str, **level: Any) -> None:
+    """Edit a document."""
+    async with spine.document(id, **level) as document:
+        document.get("content", type=pycrdt.Text).insert(0, words)
+
+
+async def test_what_is_strong_by_its_tag_was_edited_as_a_document_all_the_same(start: Start) -> None:
+    """Without a word, at the default level, by who knew the tag and by who did not."""
+    cluster = await start()
+    ada, ben = await cluster.spine("ada"), await cluster.spine("ben")
+    await ada.store("x", id="gate", tags=["critical"])
+    for spine in (ada, ben):
+        with (
+            spine.levels() as levels,
+            pytest.raises(InvalidInput, match=r"override:critical.*document\(…, consistency="),
+        ):
+            await insert(spine, "gate", "y")
+        assert [(one.operation, one.id, one.level, one.because) for one in levels] == [
+            ("document", "gate", Consistency.STRONG, "override:critical")
+        ]
+    assert await level_of(ben, insert(ben, "gate", "y", consistency="causal")) == ("causal", "call"), "the call's word"
+    found = await ben.get("gate")
+    assert found is not None and found.content == "yx"
+
+
+async def test_what_became_strong_while_a_block_was_open_is_not_edited_either(start: Start) -> None:
+    cluster = await start()
+    ada = await cluster.spine("ada")
+    await ada.store("x", id="gate")
+    with pytest.raises(InvalidInput, match="override:critical"):
+        async with ada.document("gate") as document:
+            await ada.update("gate", add_tags=["critical"], consistency="causal")  # leaves the content as it is
+            document.get("content", type=pycrdt.Text).insert(0, "y")
+    found = await ada.get("gate")
+    assert found is not None and found.content == "x"
+    await ada.update("gate", remove_tags=["critical"])
+    assert await level_of(ada, insert(ada, "gate", "y")) == ("read-your-writes", "default"), "nor for ever"
+
+
+async def test_the_level_of_a_document_was_shown_nowhere(start: Start) -> None:
+    cluster = await start()
+    ada, cal = await cluster.spine("ada"), await cluster.spine("cal", "causal")
+    assert await level_of(ada, insert(ada, "plan", "new")) == ("read-your-writes", "default")
+    assert await level_of(cal, insert(cal, "plan", "older")) == ("causal", "spine")
+    assert await level_of(ada, insert(ada, "plan", "x", consistency="eventual")) == ("eventual", "call")
+    await ada.store("x", id="talk", tags=["talk"])
+    await ada.store("x", id="noise", tags=["noise"])
+    for id, level in (("talk", ("causal", "override:talk")), ("noise", ("eventual", "override:noise"))):
+        assert await level_of(ada, insert(ada, id, "y")) == level
+        async with asyncio.timeout(20):
+            await cal.wait_for(ada.token)
+        assert await level_of(cal, insert(cal, id, "z")) == level
+        found = await cal.get(id)
+        assert found is not None and found.content == "zyx"
+    with ada.levels() as levels:
+        async with ada.document("talk"):
+            pass  # changes nothing
+    assert [(one.operation, one.because) for one in levels] == [("document", "override:talk")]
+
+
+async def test_where_strong_is_the_default_a_document_wants_another_word(start: Start) -> None:
+    strong = await (await start(overrides=())).spine("ada", "strong")
+    with pytest.raises(InvalidInput, match=r"\(spine\).*read-your-writes"):
+        strong.document("plan")
+    assert await level_of(strong, insert(strong, "plan", "x", consistency="eventual")) == ("eventual", "call")
+
+
+# -- calls that fail -------------------------------------------------------------------------------------------------
+
+
+async def test_calls_that_failed_were_missing_among_the_levels(start: Start) -> None:
+    cluster = await start()
+    ada, ben = await cluster.spine("ada"), await cluster.spine("ben", timeout=1.0)
+    await ada.store("x", id="gate", tags=["critical"])
+    with ada.levels() as levels:
+        with pytest.raises(NotFound):
+            await ada.update("nothing", content="y")
+        with pytest.raises(VersionConflict):
+            await ada.update("gate", content="y", if_version="old")
+    await ben.wait_for(ada.token)
+    await cluster.stop("b", "c")
+    with ben.levels() as more:
+        for call in (
+            ben.get("gate"), ben.update("gate", content="y"), ben.query(consistency="strong"),
+            ben.thread("t").read(consistency="strong"), ben.delete("gate"),
+        ):  # fmt: skip
+            with pytest.raises(SpineError):
+                await call
+    assert [(one.operation, one.level.value, one.because) for one in levels] == [
+        ("update", "read-your-writes", "default"), ("update", "strong", "if_version"),
+    ]  # fmt: skip
+    assert [(one.operation, one.level.value, one.because) for one in more] == [
+        ("get", "strong", "override:critical"), ("update", "strong", "override:critical"),
+        ("query", "strong", "call"), ("thread", "strong", "call"), ("delete", "strong", "override:critical"),
+    ]  # fmt: skip
+
+
+def test_a_deletion_and_what_is_not_found_said_no_level(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from crdt_spine.cli.main import main
+
+    def run(*arguments: str) -> tuple[int, Any]:
+        code = main(["--path", str(tmp_path / "db"), "--json", *arguments])
+        said = capfd.readouterr()
+        document = msgspec.json.decode(said.err if code else said.out)
+        return code, document.get("consistency")
+
+    by_default = {"level": "read-your-writes", "because": "default"}
+    run("store", "x", "--id", "m")
+    assert run("update", "m", "--content", "y", "--if-version", "old") == (
+        1, {"level": "strong", "because": "if_version"},
+    )  # fmt: skip
+    assert run("delete", "m") == (0, by_default)
+    for command in (("delete", "m"), ("get", "m"), ("update", "m", "--content", "y")):
+        assert run(*command) == (3, by_default)
+        assert run(*command, "--consistency", "strong") == (3, {"level": "strong", "because": "call"})

@@ -15,7 +15,9 @@ import pytest
 import pytest_asyncio
 
 from crdt_spine import Conflict, ConnectionFailed, InvalidInput, Memory, Spine, past
+from crdt_spine.core.causality import within
 from crdt_spine.core.messages import Conflicts, Delete, Edit, Store
+from crdt_spine.core.version import version_vector
 from tests.conftest import RunningCluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("past")]
@@ -60,6 +62,23 @@ async def test_history_has_every_version_newest_first_and_outlives_the_memory(sp
     assert await spine.history("story") == [again, third, second, first]
     assert await spine.conflicts("story") == []
     assert await spine.history("nobody stored this") == []
+
+
+async def test_what_history_showed_was_not_in_the_token(spine: Spine, place: RunningCluster | None) -> None:
+    """All other reads are: who read of a version in a memory's past, or that it is gone, could be shown what was
+    before."""
+    if place is None:
+        pytest.skip("an embedded node has one session at a time")
+    first = await spine.store("one", id="told")
+    second = await spine.update("told", content="two")
+    async with place.spine("ben") as ben:
+        assert ben.session.vectors == {}
+        assert await ben.history("told") == [second, first]
+        (number,) = ben.session.vectors
+        assert number == ben.session.layout.partition_of("told")
+        for memory in (first, second):
+            seen = version_vector(memory.version)
+            assert seen and within(seen, ben.session.vectors[number])
 
 
 async def test_a_history_larger_than_a_message_comes_whole(spine: Spine) -> None:
@@ -136,6 +155,10 @@ async def test_writes_on_the_two_sides_of_a_cut_leave_receipts_that_survive_a_cr
                 ("edit-edit", "content", "by two", "by one", "bob", "eve")
             ]
             assert len(await spine.conflicts(limit=2)) == 2
+            async with cluster.spine("ben") as ben:  # what conflicts showed was not in the token
+                await ben.conflicts()
+                held = {ben.session.layout.partition_of(one.memory_id) for one in found}
+                assert ben.session.vectors.keys() == held and all(ben.session.vectors.values())
             assert contents(await spine.history("edit-edit")) == ["by one", "by two", "birth"]
             assert "edited" in contents(await spine.history("delete-edit"))
 

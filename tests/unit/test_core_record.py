@@ -11,7 +11,7 @@ from crdt_spine.core import codec, writes
 from crdt_spine.core.messages import Change, Delete, Edit, Store
 from crdt_spine.core.record import Record, apply, merge
 from crdt_spine.core.registers import Origin
-from crdt_spine.core.version import vector_text, version_text
+from crdt_spine.core.version import vector_text, version_text, version_vector
 
 ID = "a3f1-019a9d8e-7c1b-7d3a-9c55-0c1f2e3d4b5a"
 
@@ -244,3 +244,9 @@ def test_the_version_of_another_memory_or_garbage_is_refused_and_said_to_be_that
         with pytest.raises(writes.Refused, match=said) as refused:
             a(edit(content="two", if_version=version), born, 20)
         assert refused.value.error == "VersionConflict" and ID in str(refused.value)
+
+
+def test_a_version_says_the_vector_that_it_was_made_of() -> None:
+    for vector in ({"r/a@1": 7}, {"r/a@1": 7, "r:2/b@2": 12}):
+        assert version_vector(version_text("m", vector_text(vector))) == vector
+    assert version_vector("nothing") == {}

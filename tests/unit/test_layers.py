@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "past": {"call", "core", "errors", "limits", "memory", "session"},
     "reshaping": {"core", "errors", "session"},
-    "document": {"core", "errors", "limits", "session", "validation"},
+    "document": {"core", "errors", "levels", "limits", "memory", "session", "validation"},
     "written": {"core", "memory"},
     "levels": {"call", "core", "errors", "limits", "memory", "session"},
     "thread": {"core", "errors", "levels", "limits", "memory", "paging", "session", "validation", "written"},

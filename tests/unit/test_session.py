@@ -34,7 +34,7 @@ from crdt_spine.core.messages import (
 from crdt_spine.core.placement import partition_of
 from crdt_spine.core.selection import Selection
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
-from crdt_spine.dispatch import SILENT_SECONDS
+from crdt_spine.dispatch import SILENT_SECONDS, STRONG_SILENT_SECONDS
 from crdt_spine.errors import ConnectionFailed, QuorumFailed, StaleToken, VersionConflict
 from crdt_spine.health import PATIENCE_UNKNOWN_SECONDS, READ
 from crdt_spine.hedging import HEDGES_SAVED_MAX
@@ -76,11 +76,11 @@ class Node:
         self.stopped = False
         self.taken: list[Operation] = []
         self.down: tuple[str, ...] = ()
-        self._held: list[Message] = []
+        self.held: list[Message] = []
 
     def take(self, message: Message) -> None:
         if self.stopped:
-            self._held.append(message)
+            self.held.append(message)
             return
         request = _decode(message.payload)
         self.taken += [operation for operation in request.operations if not isinstance(operation, Reach)]
@@ -92,7 +92,7 @@ class Node:
 
     def go_on(self) -> None:
         self.stopped = False
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for message in held:
             self.take(message)
 
@@ -689,3 +689,82 @@ async def test_attempts_that_are_open_are_not_forgotten_where_a_stricter_level_i
     with pytest.raises(QuorumFailed) as failed:
         await stage.session.on_memory(strong, ID, open_attempts=1)
     assert failed.value.outcome == "unknown"
+
+
+# -- strong operations and nodes that stand still --------------------------------------------------------------------
+
+
+def held_edits(node: Node) -> int:
+    """How often a node that is stopped was sent a write."""
+    return sum(isinstance(one, Edit) for held in node.held for one in _decode(held.payload).operations)
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_sessions_first_strong_operation_waited_for_each_node_that_stands_still(
+    stage: Stage, read: bool
+) -> None:
+    """A second for each, though the one that is left would have said at once that it is there."""
+    still, well = stage.others
+    stage.first.stopped = still.stopped = True
+    operation: Operation
+    if read:
+        operation = Get(i=stage.session.number(), id=ID, strong=True)
+        await stage.session.on_memory(operation, ID)
+    else:
+        await edits(stage)
+        assert (held_edits(stage.first), held_edits(still)) == (1, 0), "where nobody answers nobody is asked"
+    assert len(well.taken) == 1
+
+
+@pytest.mark.usefixtures("silence")
+async def test_who_was_left_as_it_said_nothing_is_not_gone_back_to_for_being_named_the_primary(stage: Stage) -> None:
+    still, well = stage.others
+    stage.first.stopped = still.stopped = True
+    named = [stage.first.id, still.id, stage.first.id, ""]
+
+    def say(operation: Operation) -> Result | None:
+        if isinstance(operation, Edit) and named:
+            return Result(i=operation.i, error="Elsewhere", primary=named.pop(0), outcome="not applied")
+        return does(operation)
+
+    well.say = say
+    await edits(stage)
+    assert not named and len(well.taken) == 5
+    assert (held_edits(stage.first), held_edits(still)) == (1, 0)
+
+
+@pytest.mark.usefixtures("silence")
+async def test_who_says_something_again_is_gone_back_to_as_the_primary(stage: Stage) -> None:
+    for node in stage.others:
+        node.say = lambda operation: (
+            Result(i=operation.i, error="Elsewhere", primary=stage.first.id, outcome="not applied")
+            if isinstance(operation, Edit) else does(operation)
+        )  # fmt: skip
+    stage.first.stopped = True
+    task = edits(stage)
+    await until(lambda: any(isinstance(one, Edit) for node in stage.others for one in node.taken))
+    stage.first.go_on()
+    assert (await task).error is None
+
+
+@pytest.mark.usefixtures("silence")
+async def test_a_primary_that_answers_pings_keeps_a_strong_operation_however_long_it_takes(stage: Stage) -> None:
+    taken = held_by_the_first(stage)
+    task = edits(stage)
+    await taken.wait()
+    await asyncio.sleep(3 * STRONG_SILENT_SECONDS)
+    assert not task.done() and not any(node.taken for node in stage.others)
+    number = next(one.i for one in stage.first.taken)
+    await answer(stage, stage.first, Result(i=number))
+    await task
+
+
+@pytest.mark.usefixtures("silence")
+async def test_a_write_that_is_not_strong_is_not_repeated_for_a_moments_silence(stage: Stage) -> None:
+    stage.first.stopped = True
+    task = edits(stage, strong=False)
+    await asyncio.sleep(3 * STRONG_SILENT_SECONDS)
+    assert not any(node.taken for node in stage.others)
+    stage.first.go_on()
+    await task

@@ -406,7 +406,7 @@ async def test_trap_a_token_that_never_can_be_reached() -> None:
         memory = await spine.store("text")
         hello = spine._live.hello
         gone = {number: {"local/gone@0": 7} for number in range(hello.partitions)}
-        token = token_text(hello.cluster, hello.region, gone)
+        token = token_text(hello.identity, hello.region, gone)
         with pytest.raises(StaleToken):
             await spine.wait_for(token, timeout=0.05)
         assert await spine.get(memory.id) is not None, "a token that was not reached is not taken on"
