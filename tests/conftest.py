@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -88,6 +89,18 @@ async def run_script() -> AsyncIterator[RunScript]:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+_HELD: list[socket.socket] = []
+
+
+def free_port() -> int:
+    """One that nobody else is given meanwhile: a socket stays bound to it until this process ends."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _HELD.append(held)
+    return int(held.getsockname()[1])
 
 
 class RunningCluster:

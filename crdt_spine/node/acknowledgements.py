@@ -40,12 +40,12 @@ class Acknowledgements:
             region, node = node_of(actor)
             if region != self.region or node == self.node:
                 continue
-            put_off = self._later.pop(actor, None)
-            reached = news if put_off is None else put_off | news
+            reached = self._held(self._later.pop(actor, {}) | news)
             if any(self._is_awaited(number, node) for number in reached):
                 self._say(actor, reached)
                 continue
-            self._later[actor] = reached
+            if reached:
+                self._later[actor] = reached
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._say_all)
 
@@ -57,12 +57,17 @@ class Acknowledgements:
     def _say_all(self) -> None:
         self._timer = None
         later, self._later = self._later, {}
-        for actor, reached in later.items():
-            self._say(actor, reached)
+        for actor, put_off in later.items():
+            if reached := self._held(put_off):
+                self._say(actor, reached)
 
     def _say(self, actor: str, reached: dict[int, int]) -> None:
         ack = Ack(node=self.node, actor=actor, reached=reached, terms=vouched(self.replica, actor, reached))
         self.transport.send(self.subjects.ack(node_of(actor)[1]), encode(ack))
+
+    def _held(self, reached: dict[int, int]) -> dict[int, int]:
+        """Of these partitions those that are here: some may have gone to other nodes meanwhile."""
+        return {number: n for number, n in reached.items() if number in self.replica.partitions}
 
     def _is_awaited(self, number: int, coordinator: str) -> bool:
         """Does a write wait for this replica, were it up to its coordinator?"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any, Final
 import msgspec
 import pytest
 import yaml
+
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.xdist_group("cli-growth"), pytest.mark.timeout(120)]
 
@@ -113,12 +114,6 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
         yield one
     finally:
         one.end()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_what_can_not_be_is_refused_with_the_reason_and_changes_nothing(operator: Operator) -> None:

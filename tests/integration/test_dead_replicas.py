@@ -15,6 +15,7 @@ import yaml
 
 from crdt_spine import QuorumFailed
 from crdt_spine.core.messages import Get, Store
+from tests.conftest import free_port
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -31,7 +32,7 @@ def folder(path: Path) -> Path:
     path.mkdir()
     cluster = {
         "name": "dead", "region": "local", "partitions": PARTITIONS,
-        "nodes": [{"id": f"spine-{n}", "host": "127.0.0.1", "port": 20_100 + n} for n in (1, 2, 3)],
+        "nodes": [{"id": f"spine-{n}", "host": "127.0.0.1", "port": free_port()} for n in (1, 2, 3)],
         "replication": {"factor": 3, "write_quorum": 2, "read_quorum": 2},
     }  # fmt: skip
     (path / "cluster.yaml").write_text(yaml.safe_dump({"cluster": cluster}))

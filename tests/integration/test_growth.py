@@ -4,7 +4,6 @@ and whoever dies in the middle, the change goes on."""
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from crdt_spine.core.messages import NodeInfo, Reshape, Status
 from crdt_spine.discovery import discover
 from crdt_spine.supervisor.supervisor import node_command
 from crdt_spine.transport.nats import NatsTransport
+from tests.conftest import free_port
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("growth"), pytest.mark.timeout(120),
@@ -30,12 +30,6 @@ pytestmark = [
 
 Cluster = Any
 CHANGE_SECONDS_MAX = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 async def _show(output: asyncio.StreamReader, said: list[str]) -> None:

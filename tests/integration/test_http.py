@@ -25,13 +25,14 @@ import pytest
 from crdt_spine.broker.server import EmbeddedBroker
 from crdt_spine.config import NodeConfig, new_cluster
 from crdt_spine.errors import ConfigError
-from crdt_spine.http.address import bind, listen, url_of
+from crdt_spine.http.address import listen, url_of
 from crdt_spine.http.page import page_of
 from crdt_spine.http.pages import Pages
 from crdt_spine.limits import HTTP_BODY_BYTES_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX
 from crdt_spine.supervisor import Supervisor
 from crdt_spine.supervisor.ports import Ports
 from crdt_spine.supervisor.supervisor import node_command
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("http")]
 
@@ -68,16 +69,6 @@ class Reply(msgspec.Struct):
 
 def port_of(cluster: Cluster, id: str = "spine-1") -> int:
     return next(node.port for node in cluster.supervisor.cluster.nodes if node.id == id)
-
-
-def free_port() -> int:
-    """One that nobody is given by chance meanwhile: a socket stays bound to it until this process ends."""
-    held = bind(HOST, 0, "")[0]
-    HELD.append(held)
-    return int(held.getsockname()[1])
-
-
-HELD: list[socket.socket] = []
 
 
 async def next_reply(reader: asyncio.StreamReader, *, body: bool = True) -> Reply:

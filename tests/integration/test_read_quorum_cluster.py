@@ -21,6 +21,7 @@ from crdt_spine.core.strays import home
 from crdt_spine.memory import Memory
 from crdt_spine.transport.base import Message
 from crdt_spine.transport.nats import NatsTransport
+from tests.conftest import free_port
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -34,7 +35,7 @@ StartCluster = Callable[..., Awaitable[Any]]
 def folder_with(path: Path, nodes: int, **settings: Any) -> Path:
     """A folder as `spine up` makes it, but for these settings."""
     path.mkdir()
-    listed = [{"id": f"spine-{n}", "host": "127.0.0.1", "port": 20_000 + n} for n in range(1, nodes + 1)]
+    listed = [{"id": f"spine-{n}", "host": "127.0.0.1", "port": free_port()} for n in range(1, nodes + 1)]
     cluster = {"name": "quorum", "region": "local", "nodes": listed, **settings}
     (path / "cluster.yaml").write_text(yaml.safe_dump({"cluster": cluster}))
     return path

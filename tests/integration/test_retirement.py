@@ -27,6 +27,7 @@ from crdt_spine.broker.server import EmbeddedBroker
 from crdt_spine.cli.status_view import cluster_view
 from crdt_spine.interchange import FieldMap
 from crdt_spine.supervisor.supervisor import node_command
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("retirement")]
 
@@ -39,9 +40,9 @@ CLUSTER_FILE = """
 cluster:
   name: spine
   nodes:
-    - {id: spine-1, host: 127.0.0.1, port: 1, zone: a}
-    - {id: spine-2, host: 127.0.0.1, port: 2, zone: b}
-    - {id: spine-3, host: 127.0.0.1, port: 3, zone: c}
+    - {id: spine-1, host: 127.0.0.1, port: %d, zone: a}
+    - {id: spine-2, host: 127.0.0.1, port: %d, zone: b}
+    - {id: spine-3, host: 127.0.0.1, port: %d, zone: c}
   limits: {replica_retirement: %g, tombstone_seconds: 0.5}
 """
 
@@ -104,7 +105,7 @@ def command(deaths: Path) -> Callable[[str, Path, Path, str], list[str]]:
 
 def prepared(folder: Path, retirement_seconds: float) -> Path:
     folder.mkdir()
-    (folder / "cluster.yaml").write_text(CLUSTER_FILE % retirement_seconds)
+    (folder / "cluster.yaml").write_text(CLUSTER_FILE % (free_port(), free_port(), free_port(), retirement_seconds))
     return folder
 
 

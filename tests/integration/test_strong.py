@@ -20,6 +20,7 @@ from crdt_spine.core.messages import Request, Store, encode
 from crdt_spine.core.placement import partition_of
 from crdt_spine.errors import SpineError
 from crdt_spine.reshaping import Aim, propose
+from tests.conftest import free_port
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -223,7 +224,7 @@ async def test_without_a_majority_it_is_said_at_once(cluster: Any) -> None:
 async def test_fewer_replicas_than_nodes_and_while_partitions_move(start_cluster: StartCluster, tmp_path: Path) -> None:
     folder = tmp_path / "four"
     folder.mkdir()
-    listed = [{"id": f"spine-{n}", "host": "127.0.0.1", "port": 20_100 + n} for n in range(1, 5)]
+    listed = [{"id": f"spine-{n}", "host": "127.0.0.1", "port": free_port()} for n in range(1, 5)]
     settings = {"name": "strong", "region": "local", "nodes": listed, "partitions": 8, "replication": {"factor": 3}}
     (folder / "cluster.yaml").write_text(yaml.safe_dump({"cluster": settings}))
     cluster = await start_cluster(nodes=4, folder=folder)

@@ -106,6 +106,19 @@ async def test_whose_stand_in_this_is_waits_for_it(saying: Saying, patient: None
     assert (await saying.hears(2))[1] == (A, {LATER[0]: 4}), "b counts for no quorum"
 
 
+async def test_what_was_put_off_of_a_partition_that_has_gone_since_ended_the_node(
+    saying: Saying, patient: None
+) -> None:
+    saying.acknowledgements.take({A: {LATER[0]: 1, LATER[1]: 2}, B: {LATER_OF_B: 3}})
+    saying.replica.close([LATER[0], LATER_OF_B])
+    left = {number: others for number, others in PEERS.items() if number not in (LATER[0], LATER_OF_B)}
+    saying.replica.change_peers(left, {})
+    saying.acknowledgements.take({A: {FIRST[0]: 7}, B: {LATER_OF_B: 4}})
+    assert await saying.hears(1) == [(A, {LATER[1]: 2, FIRST[0]: 7})]
+    saying.acknowledgements._say_all()
+    await saying.hears(1)
+
+
 async def test_neither_the_own_changes_nor_another_regions_are_acknowledged(saying: Saying, patient: None) -> None:
     own, foreign = actor_name("r", "c", "1"), actor_name("elsewhere", "a", "1")
     saying.acknowledgements.take({own: {FIRST[0]: 1}, foreign: {FIRST[0]: 1}})

@@ -95,7 +95,7 @@ def test_a_version_that_looks_like_the_next_one_is_not_kept(engine: Any) -> None
     record = write(store, written(None, 2, before=record, remove={"tag": ()}))
     write(store, written("two", 3, before=record))
     flush(store)
-    assert [former.version for former in engine.versions("m")] == ["r/a@1:2"]
+    assert [former.version.partition("~")[2] for former in engine.versions("m")] == ["r/a@1:2"]
 
 
 def test_of_one_memory_the_newest_versions_are_kept(engine: Any) -> None:
