@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DATA   ?=
 SEEDS  ?= 10000
 FIRST  ?= 0
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help install demo test lint types simulate gossip locks chaos histories bench clean
 
