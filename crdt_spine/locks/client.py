@@ -317,11 +317,15 @@ class LockClient:
 
     async def locks(self, seconds: float = ANSWER_SECONDS_MAX) -> LockList:
         """What is held, and waited for. Raises ConnectionFailed."""
-        answer = await self._request(ListLocks(), seconds)
-        try:
-            return _decode_list(answer)
-        except Unreadable as error:
-            raise ConnectionFailed(f"the lock service can't say now: {_decode(answer).message}") from error
+        until = monotonic() + seconds
+        while True:
+            answer = await self._request(ListLocks(), until - monotonic())
+            try:
+                return _decode_list(answer)
+            except Unreadable as error:
+                if monotonic() + PAUSE_SECONDS > until:
+                    raise ConnectionFailed(f"the lock service can't say now: {_decode(answer).message}") from error
+            await asyncio.sleep(PAUSE_SECONDS)  # it is to be asked again
 
     async def ask(self, request: LockRequest, seconds: float) -> LockAnswer:
         """What any instance says. Raises ConnectionFailed where no answer came; the request may have been done."""

@@ -139,7 +139,7 @@ class LockService:
             elif isinstance(request, ListLocks):
                 answer = await self._list()
             else:
-                answer = await self._drive(_rule(request, self.epoch))
+                answer = await self._driven(request)
         except LeasesGone:
             self._open_anew()
             answer = LockAnswer(state="again", message="what leases are kept in is made anew")
@@ -213,6 +213,16 @@ class LockService:
         await self._serve(lock)
 
     # -- the stream -------------------------------------------------------------------------------------------------
+
+    async def _driven(self, request: Acquire | Renew | Release) -> LockAnswer:
+        """What a request gives. Raises LeasesGone, also where another instance has made the stream anew, and a lease is
+        not found because it is looked for in an epoch that is over."""
+        answer: LockAnswer = await self._drive(_rule(request, self.epoch))
+        if answer.state == "lost":
+            found = await self._leases.find()
+            if found is None or found[0] != self.epoch:
+                raise LeasesGone
+        return answer
 
     async def _drive(self, rule: Generator[locks.Step, Any, Any]) -> Any:
         """Run a rule to its end."""

@@ -174,14 +174,15 @@ class NatsLeases:
         return _Hearing(subscription)
 
     async def paths(self) -> list[str]:
-        if await self.find() is None:
+        found = await self.find()
+        if found is None or self._prefix != f"{self._root}.{found[0]}.":
             raise LeasesGone
         try:
             info = await self._js.stream_info(self._stream, subjects_filter=f"{self._prefix}>")
         except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
             raise self._told(error) from error
-        found = [subject.removeprefix(self._prefix) for subject in info.state.subjects or {}]
-        return [path for path in found if path != ANCHOR]
+        paths = [subject.removeprefix(self._prefix) for subject in info.state.subjects or {}]
+        return [path for path in paths if path != ANCHOR]
 
     async def _anchor(self) -> None:
         """Have the anchor here. Nobody waits for it to be there, and it is not missed if it is lost."""

@@ -22,7 +22,7 @@ from crdt_spine import FenceRejected, InvalidInput, Lease, LockTimeout, Spine
 from crdt_spine.broker.guard import BoundProcess, spawn_bound_to_parent
 from crdt_spine.config import LocksConfig, NodeConfig, new_cluster
 from crdt_spine.core.fences import Fence, epoch_of
-from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion, LockAnswer, LockRequest, Release
+from crdt_spine.core.lock_messages import EpochAnswer, EpochQuestion, ListLocks, LockAnswer, LockRequest, Release, Renew
 from crdt_spine.core.messages import Hello, NodeInfo, encode
 from crdt_spine.core.subjects import DISCOVERY_SUBJECT, Subjects
 from crdt_spine.errors import ConnectionFailed, LeaseLost
@@ -546,6 +546,36 @@ async def test_a_fence_outlives_all_nodes(start_cluster: Started) -> None:
         with pytest.raises(FenceRejected, match=f"the newest is {second.token}"):
             await spine.store("late", id="fenced", fence=Fence("x", first.token))  # type: ignore[arg-type]
         await spine.store("again", id="fenced", fence=Fence("x", second.token))  # type: ignore[arg-type]
+
+
+async def test_an_instance_that_has_not_noticed_a_new_stream_ended_leases_and_listed_nothing(
+    one: RunningCluster,
+) -> None:
+    """Another instance has made it anew; this one goes by what it found before."""
+    transport = await NatsTransport.connect(one.url, "test")
+    try:
+        async with one.spine("a") as a, a.lock("renewed", ttl=30) as lease:
+            leases = transport.leases("spine")
+            service = LockService(transport, "spine", leases, None)  # type: ignore[arg-type]
+            service.epoch = epoch_of(lease.token) + 7  # whichever it is, it is not the stream's
+            leases.use(service.epoch)
+            said: list[Any] = []
+            service._reply = lambda message, answer: said.append(answer)  # type: ignore[method-assign]
+            opened: list[bool] = []
+            service._open_anew = lambda: opened.append(True)  # type: ignore[method-assign, assignment, return-value, func-returns-value]
+            nonce, sequence = lease._nonce, lease._sequence
+            renewal = Renew(lock="renewed", nonce=nonce, sequence=sequence, token=lease.token, ttl=30, agent="a")
+            message = Message("", b"", "inbox")
+            for request in (renewal, ListLocks()):
+                await service._handle(message, request)
+            assert [answer.state for answer in said] == ["again", "again"] and len(opened) == 2
+            service.epoch -= 7
+            leases.use(service.epoch)
+            for request in (renewal, ListLocks()):
+                await service._handle(message, request)
+            assert said[2].state == "granted" and [lock.name for lock in said[3].locks] == ["renewed"]
+    finally:
+        await transport.close()
 
 
 async def test_an_acquisition_whose_answer_is_lost_is_recognised(one: RunningCluster) -> None:
