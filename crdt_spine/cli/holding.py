@@ -23,12 +23,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final
 
+from crdt_spine.broker.launcher import PR_SET_PDEATHSIG
 from crdt_spine.errors import SpineError
 
 SIGNALS: Final = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
 NOT_FOUND: Final = 127  # as shells say it
 NOT_EXECUTABLE: Final = 126
-PR_SET_PDEATHSIG: Final = 1
 
 
 class NotStarted(SpineError):
