@@ -32,8 +32,10 @@ from crdt_spine.whereabouts import Whereabouts
 
 SWEEP_SECONDS = 0.05
 LATE_SWEEP_SECONDS = 0.25
-PACE_SECONDS_MAX = 0.002  # between two batches, if the first ...
-PACE_OPERATIONS = 20  # ... had this many operations: only ten thousand a second are ever held up for that long
+PACE_SECONDS_MAX = 0.012  # between two batches, if the first ...
+PACE_OPERATIONS = 25  # ... had this many operations; and ...
+PACE_SHARE_MAX = 0.75  # ... never for more than this share of what answers take: who holds them up longer gains nothing
+SMOOTHING = 1 / 16  # of a new measurement of that
 SILENT_SECONDS = 1.0  # a node that owes answers and says nothing for that long is taken for stuck
 SUSPECT_SILENT_SECONDS = 0.3  # if others say so, too, or have answered in its place
 STRONG_QUESTION_SECONDS = 0.15  # of silence after a strong operation, and all nodes are asked whether they are there
@@ -75,6 +77,7 @@ class Dispatch:
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(self._flush, PACE_SECONDS_MAX, PACE_OPERATIONS)
+        self._answer_seconds = 0.0  # how long answers take, smoothed
 
     async def start(self) -> None:
         """Listen for answers."""
@@ -113,7 +116,7 @@ class Dispatch:
     def _flush(self) -> None:
         """Everything of this loop turn, one message a node."""
         outbox, self._outbox = self._outbox, []
-        self._pace.sent(len(outbox))
+        self._pace.sent(len(outbox), self._answer_seconds * PACE_SHARE_MAX)
         if not self._transport.connected:
             self._later += outbox
             return
@@ -282,6 +285,7 @@ class Dispatch:
             if call.node == node:
                 if call.sent_at != measured:  # once a request
                     measured = call.sent_at
+                    self._answer_seconds += (now - measured - self._answer_seconds) * SMOOTHING
                     self._health.measured(node, call.kind, now - measured, now)
             elif call.hedge == node:
                 self._pings.expect(call)

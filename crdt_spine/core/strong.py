@@ -207,7 +207,7 @@ class Strong:
                 if at - sent.at > ROUND_SECONDS_MAX:
                     del self._sent[number]
                     self._lose(sent)
-            self._stirred.update(self.leads)
+            self._stirred.update(number for number, lead in self.leads.items() if lead.operations or not lead.leading)
             self._new = self.waiting + self._new
             self.waiting = []
         while self._new or self._stirred:

@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 ROW_BYTES_MAX = 4 * 1024 * 1024
 RETRY_SECONDS = 0.5  # while the disk is full
 GATHER_FROM = 3  # changes in the last turn, from which on there is load, and larger commits cost much less than many
-GATHER_SLICE_SECONDS = 0.002  # a commit is put off by as long, again and again, while that brings ...
-GATHER_GROWTH = 0.15  # ... at least this share of what there is: six times where changes come evenly ...
+GATHER_SLICE_SECONDS = 0.002  # a commit is put off by as long where that is likely to double it; and again, while ...
+GATHER_GROWTH = 0.15  # ... it brings at least this share of what there is: six times where changes come evenly ...
 GATHER_CHANGES_MAX = 64  # ... and there are fewer than this
+PAUSE_SECONDS = 0.02  # between two turns is as long as any longer one: what comes behind it tells what is usual
 PATIENCE_SECONDS = 0.01  # what nobody waits for waits this long for something that somebody waits for
-SMOOTHING = 1 / 8  # of a new measurement of how long a turn takes
+SMOOTHING = 1 / 8  # of a new measurement of how long a turn takes, how much comes, and how often
 
 
 class Committer:
@@ -52,6 +53,9 @@ class Committer:
         self._next: list[Callable[[], None]] = []  # what is to be done between two turns, once the open one is durable
         self._committing = False
         self._last_changes = 0
+        self._changes = 0.0  # in a turn, smoothed, ...
+        self._between = PAUSE_SECONDS  # ... and the seconds from one to the next
+        self._ended_at = 0.0  # the last one
 
     def touch(self, awaited: bool = True) -> None:
         """Something is to be committed: now, or, where nobody waits for it, with the next thing that somebody does."""
@@ -111,6 +115,7 @@ class Committer:
             self._reached, self._barriers = self._barriers, []
             between, self._next = self._next, []
             turn = self.replica.end_turn()
+            self._measure(len(turn.records), time.monotonic())
             if not turn.empty:
                 self._committing = True
                 begun = time.monotonic()
@@ -123,10 +128,18 @@ class Committer:
             for act in between:
                 act()
 
+    def _measure(self, changes: int, now: float) -> None:
+        """A turn with so many changes has ended."""
+        self._changes += (changes - self._changes) * SMOOTHING
+        self._between += (min(now - self._ended_at, PAUSE_SECONDS) - self._between) * SMOOTHING
+        self._ended_at = now
+
     async def _gather(self) -> None:
         """Let the turn grow while changes come thick: who waits for one of them waits little longer, and each costs
-        less. A burst whose senders now wait for their answers ends it at once."""
+        less. What came at once, as the batches of agents do, does not wait for the next batch."""
         before, now = 0, self.replica.pending
+        if self._changes * GATHER_SLICE_SECONDS < now * self._between:
+            return
         while before < now < GATHER_CHANGES_MAX and now - before >= GATHER_GROWTH * now:
             await asyncio.sleep(GATHER_SLICE_SECONDS)
             before, now = now, self.replica.pending

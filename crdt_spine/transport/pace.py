@@ -30,6 +30,6 @@ class Pace:
         else:
             self._loop.call_soon(self._send)
 
-    def sent(self, things: int) -> None:
-        """A batch has left."""
-        self._ready_at = self._loop.time() + min(things * self._seconds_each, self._seconds_max)
+    def sent(self, things: int, seconds_max: float = float("inf")) -> None:
+        """A batch has left. The next one does not wait for more than `seconds_max` either."""
+        self._ready_at = self._loop.time() + min(things * self._seconds_each, self._seconds_max, seconds_max)

@@ -98,13 +98,28 @@ async def test_what_is_done_between_turns_finds_all_before_it_durable_and_nothin
 
 
 async def test_changes_that_keep_coming_are_committed_together(node: Node) -> None:
-    node.write(GATHER_FROM)
+    for _ in range(300):
+        node.write(GATHER_FROM)
+        await asyncio.sleep(0.0005)
     await node.settled()
-    for _ in range(4):
-        node.write(5)
+    assert sum(node.turns) == 300 * GATHER_FROM
+    assert len(node.turns) < 200, "a commit gathers those of some milliseconds"
+
+
+async def test_what_comes_at_once_is_committed_at_once(node: Node) -> None:
+    """Batches of agents were held up for the next one, which came when they were answered."""
+    for _ in range(20):
+        node.write(15)
+        await node.settled()
+        await asyncio.sleep(0.01)
+    began = asyncio.get_running_loop().time()
+    node.write(15)
+    for _ in range(3):
         await asyncio.sleep(0)
+    assert node.replica.pending == 0, "it is being written"
     await node.settled()
-    assert node.turns == [GATHER_FROM, 20]
+    assert asyncio.get_running_loop().time() - began < 10, "and no change is left behind"
+    assert node.turns == [15] * 21
 
 
 async def test_a_full_turn_waits_no_longer(node: Node) -> None:

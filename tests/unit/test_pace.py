@@ -16,6 +16,7 @@ class Sender:
         self.times: list[float] = []
         self.loop = asyncio.get_running_loop()
         self.pace = Pace(self.flush, SECONDS, 10)
+        self.ceiling = SECONDS
 
     def post(self, count: int) -> None:
         if not self.outbox:
@@ -25,7 +26,7 @@ class Sender:
     def flush(self) -> None:
         self.times.append(self.loop.time())
         self.batches.append(len(self.outbox))
-        self.pace.sent(len(self.outbox))
+        self.pace.sent(len(self.outbox), self.ceiling)
         self.outbox = []
 
 
@@ -51,3 +52,16 @@ async def test_a_small_batch_holds_up_little() -> None:
     await asyncio.sleep(SECONDS / 2)
     assert sender.batches == [1, 1]
     assert sender.times[1] - sender.times[0] >= SECONDS / 10 * 0.99
+
+
+async def test_the_hold_up_has_a_ceiling_of_its_own() -> None:
+    """Who waits for answers that take a millisecond gains nothing by holding more up for ten."""
+    sender = Sender()
+    sender.ceiling = SECONDS / 4
+    sender.post(50)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    sender.post(1)
+    await asyncio.sleep(SECONDS / 2)
+    assert sender.batches == [50, 1]
+    assert SECONDS / 4 * 0.99 <= sender.times[1] - sender.times[0] < SECONDS / 2
