@@ -5,7 +5,8 @@ Three nodes, three replicas of everything; the memories are put into the tables 
 Agents ask for 500 operations a second in an open loop, half of them writes: while all is as usual, while a node is
 away, and while it comes back. It is killed, memories at random are updated through the others, and it is started again.
 Reported: seconds from its start until it has everything (its process's start included), and the agents' p99 in each of
-these times, with the ratio to the usual one; what the processes took of the processors meanwhile.
+these times, with the ratio to the usual one, and the median of what it is in each second, as a disk that others share
+stands still now and then; what the processes took of the processors meanwhile.
 Benchmarks/catchup.py says what a comeback costs in bytes and pages.
 """
 
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -102,6 +105,7 @@ async def measure(sizes: Sizes, folder: Path, kept: Path | None) -> dict[str, An
     ):
         everyone = {node.id for node in supervisor.nodes}
         await calm(loader, everyone, CALM_SECONDS_MAX)
+        await asyncio.to_thread(os.sync)  # else fsyncs wait for what was filled in
         say("load while nothing happens")
         async with offered(spine, sizes.rate, 0.5, read) as usual:
             await asyncio.sleep(SETTLING_SECONDS + sizes.usual)
@@ -111,6 +115,7 @@ async def measure(sizes: Sizes, folder: Path, kept: Path | None) -> dict[str, An
         await change(loader, changed)
         say(f"changed {sizes.changes:,} memories in {time.perf_counter() - began:.0f} s")
         await calm(loader, everyone - {AWAY}, CALM_SECONDS_MAX)
+        await asyncio.to_thread(os.sync)
         async with offered(spine, sizes.rate, 0.5, read) as work:
             await asyncio.sleep(SETTLING_SECONDS + sizes.away)
             began, before = time.perf_counter(), used(supervisor)
@@ -118,6 +123,11 @@ async def measure(sizes: Sizes, folder: Path, kept: Path | None) -> dict[str, An
             node = await level(loader, sizes.changes)
             ended, after = time.perf_counter(), used(supervisor)
             await asyncio.sleep(AFTER_SECONDS)
+        usual_seconds = usual.by_second(
+            usual.begun + SETTLING_SECONDS, usual.begun + SETTLING_SECONDS + sizes.usual, usual.begun
+        )
+        level_seconds = work.by_second(began, ended, began)
+        usual_second, level_second = median(usual_seconds), median(level_seconds)
         return {
             "machine": machine_load(),
             "memories": sizes.memories,
@@ -132,7 +142,10 @@ async def measure(sizes: Sizes, folder: Path, kept: Path | None) -> dict[str, An
             "until it is level": latencies(work, began, ended),
             "afterwards": latencies(work, ended, ended + AFTER_SECONDS),
             "p99 until it is level / usual": ratio(work, began, ended, usual),
-            "p99 by second": work.by_second(began, ended, began),
+            "median of the seconds' p99, usual": usual_second,
+            "median of the seconds' p99, until it is level": level_second,
+            "usual p99 by second": usual_seconds,
+            "p99 by second": level_seconds,
             "processors used until it is level": {
                 name: round((seconds - before.get(name, 0.0)) / (ended - began), 2) for name, seconds in after.items()
             },
@@ -154,6 +167,12 @@ def ratio(load: Offered, since: float, until: float, usual: Offered) -> float | 
     """The p99 of this time beside the usual one."""
     here, there = load.p99(since, until), usual.p99(usual.begun + SETTLING_SECONDS, float("inf"))
     return round(here / there, 2) if here is not None and there else None
+
+
+def median(seconds: dict[str, float | None]) -> float | None:
+    """Of the seconds in which anything was done: one stall of the disk moves a p99 of everything, and not this."""
+    known = [one for one in seconds.values() if one is not None]
+    return round(statistics.median(known), 1) if known else None
 
 
 def used(supervisor: Supervisor) -> dict[str, float]:
