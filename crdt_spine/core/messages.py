@@ -191,7 +191,8 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     is that of the membership which the node has adopted (core/membership.py).
     `strays` says up to where strays were established in the partitions that have some (core/strays.py). `abstains`: as
     its clock is wrong, it is nobody's primary (core/strong.py). `stranded`: by partition, the fingerprint of what a
-    sync brought of actors that have ended (core/stranded.py).
+    sync brought of actors that have ended (core/stranded.py). `behind`: it pulls what it misses, or its disk is slow:
+    no write should have to wait for it.
     """
 
     node: str
@@ -210,6 +211,7 @@ class Announcement(_Message, frozen=True, kw_only=True, tag_field="type", tag="a
     strays: Vectors = {}
     abstains: bool = False
     stranded: dict[int, Whole] = {}
+    behind: bool = False
 
 
 class Claim(_Message, frozen=True, kw_only=True, tag_field="type", tag="claim/1"):

@@ -30,12 +30,12 @@ _n = attrgetter("n")
 
 def awaited(coordinator: str, replicas: Iterable[str], write_quorum: int, away: Collection[str] = ()) -> list[str]:
     """For which of a partition's `replicas` (those that count) a change of the `coordinator` waits, were it up to them:
-    as many as make a majority with it, or the write quorum, whichever is more, of those that are not `away`, in an
-    order that all know. The others have no hurry: their word counts as well, and is needed where one of these is
+    as many as make a majority with it, or the write quorum, whichever is more, in an order that all know, with those
+    that are `away` at its end. The others have no hurry: their word counts as well, and is needed where one of these is
     slow."""
     names = after(coordinator, replicas)
     needed = max(write_quorum, (len(names) + 1) // 2 + 1) - 1
-    return [node for node in names if node not in away][:needed]
+    return sorted(names, key=lambda node: node in away)[:needed]
 
 
 def after(node: str, others: Iterable[str]) -> list[str]:

@@ -97,7 +97,7 @@ class Replica:
         self._announced: dict[str, int] = {}  # other nodes' epochs when they said last what they have
         self.members: frozenset[str] | None = None  # the nodes of the cluster; None: whoever sends something
         self.retirement = retirement or Retirement(node, (), actor, float("inf"))
-        self.away: frozenset[str] = frozenset()  # the nodes that are not heard of
+        self.away: frozenset[str] = frozenset()  # the nodes that are not heard of, or have to catch up first
         self.awaited = False  # does somebody wait for what the open turn has to become durable?
         self._awaited: dict[tuple[int, str], bool] = {}  # (partition, actor) -> is this node's acknowledgement?
         self._turn = Turn()
@@ -180,7 +180,7 @@ class Replica:
         return done, lost
 
     def miss(self, away: frozenset[str]) -> None:
-        """These nodes are not heard of, and no others."""
+        """For these nodes no write should have to wait, and for no others: they are not heard of, or catch up."""
         if away != self.away:
             self.away = away
             self._awaited.clear()

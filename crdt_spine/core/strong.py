@@ -354,7 +354,8 @@ class Strong:
             return
         operation.asked_at = at
         if len(others) > count:
-            others = sorted(after(self.replica.node, others), key=lambda node: not self.present(node))
+            away = self.replica.away
+            others = sorted(after(self.replica.node, others), key=lambda node: (not self.present(node), node in away))
         for node in others[:count]:
             operation.asked.add(node)
             operation.open += 1

@@ -11,6 +11,7 @@ from crdt_spine.core.actors import node_of
 from crdt_spine.core.messages import Announcement, Vectors
 from crdt_spine.limits import PEER_SILENT_SECONDS_MAX
 
+STEADY_SECONDS = 2.5  # a node that is back says after a moment only how far behind it is
 LAST_WORDS_SECONDS = 0.5  # after a node has another name: what it sent under the old one is on its peers' disks
 
 
@@ -28,6 +29,7 @@ class Peers(dict[str, Peer]):
     def __init__(self) -> None:
         super().__init__()
         self._began = time.monotonic()
+        self._steady: dict[str, float] = {}  # since when a peer keeps pace, monotonic seconds
         self._named: dict[str, float] = {}  # when a peer was first heard under its name of now, monotonic seconds
 
     def hear(self, announcement: Announcement, ahead: int) -> None:
@@ -35,6 +37,8 @@ class Peers(dict[str, Peer]):
         now, known = time.monotonic(), self.get(announcement.node)
         if known is None or known.announcement.actor != announcement.actor:
             self._named[announcement.node] = now
+        if announcement.state != "up" or announcement.behind or known is None or not self.hears(known):
+            self._steady[announcement.node] = now
         self[announcement.node] = Peer(now, announcement, ahead)
 
     def keep(self, nodes: Collection[str]) -> None:
@@ -45,6 +49,11 @@ class Peers(dict[str, Peer]):
     def alive(self) -> set[str]:
         """The peers heard of lately."""
         return {node for node, peer in self.items() if self.hears(peer) and peer.announcement.state != "stopping"}
+
+    def steady(self) -> set[str]:
+        """The peers that a change has reached and that have it durably at once, for some time now."""
+        now = time.monotonic()
+        return {node for node in self.alive() if now - self._steady.get(node, now) >= STEADY_SECONDS}
 
     def reachable(self) -> set[str]:
         """The peers that can take a change now."""

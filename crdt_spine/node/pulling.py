@@ -108,6 +108,11 @@ class Pulling:
         return number in self._syncs or (marked is not None and time.monotonic() - marked[1] >= REPAIR_GRACE_SECONDS)
 
     @property
+    def behind(self) -> bool:
+        """Is there such a partition?"""
+        return any(map(self.is_pulled, self.busy))
+
+    @property
     def busy(self) -> set[int]:
         """The partitions that are behind, or are being pulled."""
         return self._behind.keys() | self._syncs.keys()

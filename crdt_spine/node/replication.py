@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 
 TOMBSTONES_AT_ONCE = 500  # in a partition
 COLLECT_SECONDS = 10.0
+SLOW_COMMIT_SECONDS = 0.02  # as long as others put off what nobody waits for
 PAUSE_SECONDS_MIN = 0.1  # between two looks at what is to be done
 
 _decode_ack = msgspec.json.Decoder(Ack).decode
@@ -144,9 +145,13 @@ class Replication:
             disk="" if retirement.disk == self.replica.actor else retirement.disk,
             retired=tuple(sorted(retirement.retired)), silent=retirement.said(), epoch=self.epoch,
             strays={} if self.strays is None else self.strays.established(self.replica.durable),
-            abstains=self.abstains(), stranded=self.replica.stranded,
+            abstains=self.abstains(), stranded=self.replica.stranded, behind=self._is_behind(),
         )  # fmt: skip
         self.transport.send(self.subjects.vectors(self.node), encode(announcement))
+
+    def _is_behind(self) -> bool:
+        """Is another replica likely to have a change durably before this one?"""
+        return self.pulling.behind or self.committer.seconds > SLOW_COMMIT_SECONDS
 
     # -- receiving --------------------------------------------------------------------------------------------------
 
@@ -297,7 +302,7 @@ class Replication:
                 self._judge_silence(now - ticked)
                 ticked = now
                 self.announce()
-                self.replica.miss(self.nodes - self.peers.alive())
+                self.replica.miss(self.nodes - self.peers.steady())
                 self.replica.drain(wall_clock.now())
                 if self.replica.pending:
                     self.committer.touch()

@@ -11,9 +11,10 @@ from records import Records
 
 from crdt_spine.core.actors import actor_name
 from crdt_spine.core.clock import HybridClock
-from crdt_spine.core.messages import Delta, Edit, Store, encode
+from crdt_spine.core.messages import Announcement, Delta, Edit, Store, encode
 from crdt_spine.core.quorum import awaited
 from crdt_spine.core.replica import Replica
+from crdt_spine.node.peers import Peers
 
 NOW = 1_763_000_000_000
 NAMES = ("a", "b", "c")
@@ -47,6 +48,32 @@ def test_of_a_few_partitions_nodes_one_is_waited_for_in_most() -> None:
 @pytest.mark.parametrize(("gone", "stands_in"), [("b", "c"), ("c", "b")])
 def test_who_is_away_is_stood_in_for(gone: str, stands_in: str) -> None:
     assert awaited("a", NAMES, 2, {gone}) == [stands_in]
+
+
+def test_where_all_others_are_away_the_first_ones_are_in_a_hurry_still() -> None:
+    assert awaited("a", NAMES, 2, {"b", "c"}) == ["b"]
+    assert awaited("a", NAMES, 3, {"b"}) == ["c", "b"], "all are needed: who is away comes back some time"
+
+
+def test_who_catches_up_or_is_slow_is_not_waited_for_until_it_keeps_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes once waited for what their second replica puts off, while the first one was back and caught up."""
+    now = 1_000.0
+    monkeypatch.setattr("crdt_spine.node.peers.time.monotonic", lambda: now)
+    peers = Peers()
+    told = Announcement(node="b", actor="r/b@1", state="starting", now=NOW, vectors={})
+    for state, behind in (("starting", False), ("up", False), ("up", True), ("up", False)):
+        peers.hear(msgspec.structs.replace(told, state=state, behind=behind), 0)
+        assert peers.alive() == {"b"}
+        assert peers.steady() == set()
+        now += 1
+    for _ in range(2):
+        peers.hear(msgspec.structs.replace(told, state="up"), 0)
+        now += 1
+    assert peers.steady() == {"b"}
+    now += 10
+    assert peers.steady() == set(), "it is not heard of"
+    peers.hear(msgspec.structs.replace(told, state="up"), 0)
+    assert peers.steady() == set(), "it is back this moment"
 
 
 def test_whatever_a_node_knows_of_who_is_away_enough_are_in_a_hurry() -> None:
