@@ -18,7 +18,7 @@ import msgspec
 
 from crdt_spine.call import Call, Moved, too_late
 from crdt_spine.core.causality import join_into
-from crdt_spine.core.messages import Response, Result, Unreadable, Vectors
+from crdt_spine.core.messages import Response, Result, Status, Unreadable, Vectors
 from crdt_spine.errors import ConnectionFailed
 from crdt_spine.health import QUERY, WRITE, Health
 from crdt_spine.hedging import Hedging
@@ -354,7 +354,10 @@ class Dispatch:
             if call.node == node:
                 if call.request == request:
                     call.open_attempts -= 1
-                self._again(call)
+                if isinstance(call.operation, Status) and len(call.candidates) == 1:
+                    call.future.set_exception(ConnectionFailed(f"node {node} is not there"))  # which was the question
+                else:
+                    self._again(call)
 
     # -- time -------------------------------------------------------------------------------------------------------
 

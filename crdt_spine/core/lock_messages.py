@@ -1,5 +1,5 @@
 """What is said about locks (docs/ARCHITECTURE.md, "Locks"): agents and the lock service, the service and the nodes, and
-what is kept in JetStream. As core/messages.py: JSON, versioned, refused as a whole where it is no such message.
+what is kept in JetStream. As core/messages: JSON, versioned, refused as a whole where it is no such message.
 """
 
 from __future__ import annotations

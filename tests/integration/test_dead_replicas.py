@@ -92,6 +92,7 @@ async def test_a_dead_replica_had_no_lag_and_an_ordinary_failed_quorum_was_not_c
         assert (dead["state"], dead["replication_lag_changes"], dead["behind"]) == ("down", 0, {})
         assert dead["replication_lag_seconds"] == 0
         assert dead["silent_seconds"] > 2
+        assert dead["problem"] == "node spine-3 is not there", "known at once, not when time is over"
         await spine.store_many([{"content": f"new {n}"} for n in range(60)])
 
         # What one operation asks of two nodes, neither of which reaches three, is one failure.
