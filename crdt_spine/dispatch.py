@@ -334,7 +334,7 @@ class Dispatch:
         left = [other for other in call.candidates if other not in call.tried]
         if not left:
             call.tried = (node,) if len(call.candidates) > 1 else ()
-        call.retry = True
+        call.retry = call.open_attempts > 0  # what was refused by all that had it was not applied before
         call.node = ""
         if result.error != "Busy" and any(self._health.well(other) for other in left):
             self.post(call)

@@ -63,6 +63,12 @@ def noting(operation: str, id: str | None, level: Level, because: str) -> Iterat
         note(operation, id, level, because)
 
 
+def check(operation: OnMemory, chosen: Consistency | None) -> None:
+    """Can this be done at the level that its caller has given? Raises InvalidInput."""
+    if (forced := _forced(operation)) and chosen is Consistency.EVENTUAL:
+        raise InvalidInput(f"{forced} needs a majority of the replicas; leave consistency='eventual' out")
+
+
 class InForce:
     """The level of a call under way, which may be raised meanwhile, and why it is that."""
 
@@ -90,8 +96,7 @@ class Levels:
     async def perform(self, operation: Leveled, chosen: Consistency | None, *, use_token: bool = False) -> Result:
         """An operation on one memory, at its level. `use_token`: with the session's token whatever the level is. Raises
         what the operation's answer says."""
-        if (forced := _forced(operation)) and chosen is Consistency.EVENTUAL:
-            raise InvalidInput(f"{forced} needs a majority of the replicas; leave consistency='eventual' out")
+        check(operation, chosen)
         force = self._in_force(operation, chosen)
         try:
             return await self.within(force, operation, chosen, use_token=use_token)
@@ -112,6 +117,7 @@ class Levels:
         strong."""
         force = InForce(*self.of(chosen))
         if force.level == "strong":
+            note("document", id, force.level, force.because)
             raise InvalidInput(_no_strong(id, force))
         return force
 

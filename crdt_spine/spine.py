@@ -215,7 +215,9 @@ class Spine:
                     one.get("thread"), one.get("importance", 0.5), one.get("ttl"), one.get("created_at"),
                 )  # fmt: skip
                 level = self._chosen(one.get("consistency"))
-                operations.append((self._fenced(operation, one.get("fence")), level))
+                operation = self._fenced(operation, one.get("fence"))
+                levels.check(operation, level)
+                operations.append((operation, level))
             except InvalidInput as error:
                 raise InvalidInput(f"memory {index}: {error}") from None
         stored = []

@@ -190,7 +190,7 @@ class Section:
 
     def texts(self, key: str, *, check: Callable[[str], str | None] | None = None) -> tuple[str, ...]:
         """A list of at least one text."""
-        items = self._list(key)
+        items = self._list(key, "texts")
         good: list[str] = []
         for index, item in enumerate(items):
             reason = _wrong(item, str, check)
@@ -217,7 +217,7 @@ class Section:
             what = listed(keys, "the key", "the keys")
             self.problem(key, f"must be a list, each of it a mapping with {what}, not {_kind_of(value)}")
             return
-        for index, item in enumerate(self._list(key)):
+        for index, item in enumerate(self._list(key, f"mappings with {listed(keys, 'the key', 'the keys')}")):
             if isinstance(item, dict):
                 yield Section(self.document, (*self.path, key, index), item, keys)
             else:
@@ -241,11 +241,13 @@ class Section:
             return default
         return value
 
-    def _list(self, key: str) -> list[Any]:
+    def _list(self, key: str, items: str) -> list[Any]:
+        """A list that is not empty; `items` says what is in it."""
         value = self.data.get(key, _MISSING)
         if isinstance(value, list) and value:
             return value
-        self.problem(key, "is missing; it must be a list" if value is _MISSING else "must be a list of at least one")
+        missing = "is missing; it must be" if value is _MISSING else "must be"
+        self.problem(key, f"{missing} a list of {items}, at least one")
         return []
 
     def _unknown(self, key: Any, keys: Collection[str]) -> None:

@@ -49,8 +49,9 @@ def add(
 ) -> int:  # fmt: skip
     """Have a node join the cluster, or take another one's place.
 
-    Its data moves while agents go on. The node itself is started with `spine node`, before this or after it. Ctrl-C
-    only stops watching; the same command once more watches on.
+    Its data moves while agents go on. The node itself is started with `spine node`, before this or after it;
+    with --replace after it, as a node that is started first asks to join beside the others by itself. Ctrl-C only stops
+    watching; the same command once more watches on.
     """
     from crdt_spine.config import NodeConfig, node_problems
     from crdt_spine.core.messages import NodeInfo

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from crdt_spine import validation
 from crdt_spine.cli.options import Common
-from crdt_spine.errors import ConnectionFailed, InvalidInput
+from crdt_spine.errors import ConnectionFailed, InvalidInput, SpineError
 from crdt_spine.limits import CONNECT_SECONDS_MAX
 from crdt_spine.spine import Spine
 
@@ -52,7 +52,13 @@ async def opened(common: Common, *, creates: bool = False) -> AsyncIterator[Spin
     except TimeoutError as error:
         raise ConnectionFailed(f"no cluster answered at {common.server} within {common.timeout:g} s") from error
     try:
-        yield spine
+        try:
+            yield spine
+        except SpineError:
+            if session is not None:  # what was lost of a token is out of it now: else every command would be told so
+                with contextlib.suppress(OSError):
+                    write_whole(session, f"{spine.token}\n".encode())
+            raise
         if session is not None:
             write_whole(session, f"{spine.token}\n".encode())
     finally:

@@ -9,7 +9,7 @@ member at any time, and no step follows before everybody has confirmed the one b
 - Joining. *named*: the others send the newcomer their deltas and keep their tombstones for it. Then *pulling*: it asks
   for since(nothing), and counts for no quorum. Once it has what there was when all had confirmed that, *member*. It is
   *settled*, and nothing else happens in the partition before, once it has what there was when all had confirmed that it
-  is a member.
+  is a member, and has heard what was promised there (core/rounds.py).
 - Leaving. Once the one that came for it is settled, *leaving*: it takes no more writes and counts for no quorum. Where
   nobody came, enough others must have what there was. Once all have confirmed that, and enough others have everything
   that was there then, it is dropped.
@@ -25,7 +25,7 @@ Ongaro, "Consensus: bridging theory and practice" (2014), chapter 4: one server 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -71,11 +71,13 @@ def advance(
     wanted: Mapping[int, Vector],
     known: Mapping[str, Mapping[int, Vector]],
     enough: int,
+    unready: Collection[int] = (),
 ) -> Membership | None:
     """The next epoch, with a step in every partition where one can be made; None: it is to be waited for. `confirmed`
     has each node's epoch, `wanted` the goals, `known` the vectors as for `goals`. A leaver's changes must be on
-    `enough` others, and on a majority of them. The last step ends the change; who goes alive has confirmed before that
-    that it dropped everything."""
+    `enough` others, and on a majority of them. In the partitions `unready` the newcomer is a member, and has not heard
+    yet what was promised there: were it settled and another one died, there might be nobody to tell it. The last step
+    ends the change; who goes alive has confirmed before that that it dropped everything."""
     change = membership.change
     if change is None or membership.unconfirmed(confirmed):
         return None
@@ -84,6 +86,8 @@ def advance(
     epoch = membership.epoch + 1
     seats, moves, done = dict(membership.seats), dict(change.moves), dict(change.done)
     for number, step in _steps(membership).items():
+        if number in unready and step.goal == "level" and membership.stage(number, step.who or "") == "member":
+            continue
         if _is_due(membership, number, step, wanted, known, enough):
             seats[number] = _seated(seats[number], step, epoch)
             if step.last:
@@ -110,6 +114,7 @@ class Goals:
         confirmed: Mapping[str, int],
         known: Mapping[str, Mapping[int, Vector]],
         enough: int,
+        unready: Collection[int] = (),
     ) -> Membership | None:
         """`goals`, remembered for as long as the partition's next step is the same, then `advance`. One that has more
         than is left anywhere (a disk was lost) is set anew."""
@@ -125,7 +130,7 @@ class Goals:
                 self._set[key] = new[number]
         self._set = {key: self._set[key] for key in keys.values() if key in self._set}
         wanted = {number: self._set[key] for number, key in keys.items() if key in self._set}
-        return advance(membership, confirmed, wanted, known, enough)
+        return advance(membership, confirmed, wanted, known, enough, unready)
 
 
 def _steps(membership: Membership) -> dict[int, _Step]:

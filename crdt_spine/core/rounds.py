@@ -114,6 +114,15 @@ def vouched(replica: Replica, actor: str, reached: Iterable[int]) -> dict[int, T
     }
 
 
+def unready(replica: Replica) -> list[int]:
+    """The partitions in which this node counts, and does not know yet what was promised."""
+    return [
+        number
+        for number in replica.partitions
+        if number not in replica.promises.ready and replica.node not in replica.quorums[number].muted
+    ]
+
+
 class Inheritance:
     """What a replica has heard from others about the partitions in which it is not ready."""
 
@@ -124,12 +133,7 @@ class Inheritance:
     @property
     def wanted(self) -> list[int]:
         """The partitions of which others are to be asked for their standing."""
-        replica = self.replica
-        return [
-            number
-            for number in replica.partitions
-            if number not in replica.promises.ready and replica.node not in replica.quorums[number].muted
-        ]
+        return unready(self.replica)
 
     def hear(self, answer: Rounded) -> None:
         """Another replica's standings."""
@@ -169,4 +173,4 @@ class Inheritance:
         self.replica.promises.void()
 
 
-__all__ = ["Inheritance", "answer", "majority", "takes_part", "vouched"]
+__all__ = ["Inheritance", "answer", "majority", "takes_part", "unready", "vouched"]

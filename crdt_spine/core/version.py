@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from zlib import crc32
 
+_SHOWN_CHARACTERS_MAX = 400  # of what was given for a version: one of several actors is some 200 long
 _VERSION = re.compile(r"([0-9a-f]{8})~[^\s,]+:[0-9]+(?:,[^\s,]+:[0-9]+)*")
 
 
@@ -37,11 +38,12 @@ def version_vector(version: str) -> dict[str, int]:
 def conflict(id: str, now: str, asked: str) -> str:
     """Why an update of a memory that is at version `now` is refused, and what to do."""
     found = _VERSION.fullmatch(asked)
+    given = repr(asked if len(asked) <= _SHOWN_CHARACTERS_MAX else f"{asked[:_SHOWN_CHARACTERS_MAX]}…")
     if found is None:
-        return f"{asked!r} is no version of a memory: give the `version` that you have read of {id!r}"
+        return f"{given} is no version of a memory: give the `version` that you have read of {id!r}"
     if found[1] != now[:8]:
-        return f"{asked!r} is the version of another memory: give the one that you have read of {id!r}"
-    return f"memory {id!r} is at version {now!r}, not {asked!r}: read it again and decide anew"
+        return f"{given} is the version of another memory: give the one that you have read of {id!r}"
+    return f"memory {id!r} is at version {now!r}, not {given}: read it again and decide anew"
 
 
 __all__ = ["conflict", "vector_text", "version_text", "version_vector"]

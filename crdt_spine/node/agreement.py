@@ -23,6 +23,20 @@ _FIXED = (
 _KEPT = "write {here}"
 
 
+def belongs(config: ClusterConfig, saved: Membership, file: str = "cluster.yaml") -> None:
+    """Raises ConfigError where the data folder of a node is another cluster's by what that can never change, with
+    everything in the file that contradicts what the folder has."""
+    settings = saved.settings
+    fixed = {
+        (config.name, settings.cluster),
+        (config.region, settings.region),
+        (config.partitions, settings.partitions),
+    }
+    if any(found != here for found, here in fixed):
+        found = [str(problem) for problem in _problems(config, saved, file, "the cluster of this data folder")]
+        raise ConfigError("\n".join(found))
+
+
 def agree(config: ClusterConfig, membership: Membership, file: str = "cluster.yaml") -> None:
     """Raises ConfigError with everything in the file that contradicts the running cluster, one a line."""
     found = contradictions(config, membership, file)
@@ -32,10 +46,10 @@ def agree(config: ClusterConfig, membership: Membership, file: str = "cluster.ya
 
 def contradictions(config: ClusterConfig, membership: Membership, file: str = "cluster.yaml") -> list[str]:
     """What the file says and the running cluster contradicts: file, key, value, what the cluster has, what to do."""
-    return [str(problem) for problem in _problems(config, membership, file)]
+    return [str(problem) for problem in _problems(config, membership, file, "the running cluster")]
 
 
-def _problems(config: ClusterConfig, membership: Membership, file: str) -> Iterator[Problem]:
+def _problems(config: ClusterConfig, membership: Membership, file: str, whose: str) -> Iterator[Problem]:
     settings, replication = membership.settings, config.replication
     for key, found, here, advice in (
         ("name", config.name, settings.cluster, _ANOTHER),
@@ -47,7 +61,7 @@ def _problems(config: ClusterConfig, membership: Membership, file: str) -> Itera
         ("replication.read_quorum", replication.read_quorum, settings.read_quorum, _KEPT),
     ):
         if found != here and key.removeprefix("replication.") not in config.implied:
-            reason = f"the running cluster has {shown(here)}; {advice.format(here=shown(here))}"
+            reason = f"{whose} has {shown(here)}; {advice.format(here=shown(here))}"
             yield Problem(file, 0, f"cluster.{key}", shown(found), reason)
     for index, node in enumerate(config.nodes):
         member = membership.members.get(node.id)
@@ -61,8 +75,5 @@ def _problems(config: ClusterConfig, membership: Membership, file: str) -> Itera
                     f"move the node: `spine cluster remove {node.id}`, then `spine cluster add` it with its new zone "
                     "and an empty folder"
                 )
-            reason = (
-                f"in the running cluster node {node.id} has {here}, and its data is placed by that; write that, or "
-                f"{move}"
-            )
+            reason = f"in {whose} node {node.id} has {here}, and its data is placed by that; write that, or {move}"
             yield Problem(file, 0, f"cluster.nodes[{index}].zone", shown(node.zone), reason)

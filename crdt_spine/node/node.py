@@ -198,6 +198,7 @@ class Node:
         self.replication.renaming = lambda: self.identity.actor != self.replica.actor
         self.steward = Steward(self.seats, self.register, self.replication)
         self.replication.pulling.on_pulled = self.steward.pulled
+        self.seats.on_change.append(self.strong.look_again)
         if register is not None:
             questions.propose = self.steward.propose
         self.replication.awaited = lambda: self.parking.occupied

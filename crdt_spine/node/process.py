@@ -23,7 +23,7 @@ from crdt_spine.errors import ConfigError, ConnectionFailed
 from crdt_spine.http.address import listen, url_of
 from crdt_spine.http.listener import Listener
 from crdt_spine.http.pages import Pages
-from crdt_spine.node.agreement import agree
+from crdt_spine.node.agreement import agree, belongs
 from crdt_spine.node.claim import NodeClaim
 from crdt_spine.node.node import Node
 from crdt_spine.node.recovery import check_folder
@@ -158,7 +158,10 @@ async def _serve_node(start: _Start, engine: SqliteEngine, front: _Front, urls: 
     transport = await NatsTransport.connect(start.server, f"spine node {id}", BROKER_SECONDS_MAX)
     claim = NodeClaim(transport, Subjects(hello.cluster), id)
     try:
-        check_folder(engine.checkpoint.extra, hello, id)
+        extra = engine.checkpoint.extra
+        if extra.get("node") == id and (saved := saved_in(extra)) is not None:
+            belongs(start.cluster, saved, str(start.file))
+        check_folder(extra, hello, id)
         await claim.take()
         register, membership = await _entered(start, engine, transport)
         settings = membership.settings  # the file may leave them out

@@ -34,6 +34,7 @@ from crdt_spine.core.messages import (
 from crdt_spine.core.quorum import Waiting
 from crdt_spine.core.record import Record
 from crdt_spine.core.replica import Replica
+from crdt_spine.core.rounds import unready
 from crdt_spine.core.subjects import Subjects
 from crdt_spine.core.turn import Turn
 from crdt_spine.limits import (
@@ -146,6 +147,7 @@ class Replication:
             retired=tuple(sorted(retirement.retired)), silent=retirement.said(), epoch=self.epoch,
             strays={} if self.strays is None else self.strays.established(self.replica.durable),
             abstains=self.abstains(), stranded=self.replica.stranded, behind=self._is_behind(),
+            unready=tuple(unready(self.replica)),
         )  # fmt: skip
         self.transport.send(self.subjects.vectors(self.node), encode(announcement))
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from crdt_spine.core.membership import Member, Membership, described
 from crdt_spine.core.membership_changes import proposed
 from crdt_spine.core.membership_steps import Goals
 from crdt_spine.core.messages import Reshape
+from crdt_spine.core.rounds import unready
 from crdt_spine.errors import InvalidInput
 from crdt_spine.node.register import Register, member_of
 from crdt_spine.node.replication import Replication
@@ -81,7 +83,9 @@ class Steward:
         if self.seats.epoch != membership.epoch or membership != self.seats.seen:
             return
         known = self._known()
-        after = self._goals.step(membership, self.confirmed(), known, membership.settings.write_quorum)
+        after = self._goals.step(
+            membership, self.confirmed(), known, membership.settings.write_quorum, self._unready(membership)
+        )
         if after is None:
             return
         if await self.register.replace(membership, after):
@@ -104,6 +108,13 @@ class Steward:
             if peer.announcement.epoch >= epoch
         }
         return {**known, self.seats.node: self.replication.replica.durable}
+
+    def _unready(self, membership: Membership) -> Collection[int]:
+        """Where the newcomer does not take part in strong operations yet, although it counts."""
+        comes = "" if membership.change is None else membership.change.newcomer or ""
+        if comes == self.seats.node:
+            return unready(self.replication.replica)
+        return self.replication.peers[comes].announcement.unready if comes in self.replication.peers else ()
 
     def _tell(self, before: Membership, after: Membership) -> None:
         if after.change is None:

@@ -120,6 +120,10 @@ class StrongOperations:
         self.inheritance.void()
         self._unready.set()
 
+    def look_again(self) -> None:
+        """This node may count in more partitions now: it has to hear what was promised there."""
+        self._unready.set()
+
     def _plan(self) -> None:
         """Go on at the end of this loop turn."""
         if not self._planned:
@@ -254,6 +258,7 @@ class StrongOperations:
                 if self.replication.believed and self.inheritance.settle():
                     self.committer.touch()
                     self._plan()
+                    self.replication.announce()  # a change of the cluster may wait for it
             if wanted:
                 await asyncio.sleep(INHERIT_SECONDS)
                 continue

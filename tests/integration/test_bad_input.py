@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from crdt_spine import InvalidInput, Spine, limits
+from crdt_spine.core.fences import Fence
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("bad_input")]
 
@@ -105,6 +106,12 @@ async def test_store_refuses(spine: Spine, name: str, value: Any) -> None:
         await spine.store(**arguments)
     with pytest.raises(InvalidInput, match=f"memory 1: .*{name}"):
         await spine.store_many([{"content": "good"}, arguments])
+
+
+async def test_store_many_stored_some_before_it_saw_that_another_cannot_be_done_at_its_level(spine: Spine) -> None:
+    fenced = {"content": "bad", "fence": Fence("gate", 1), "consistency": "eventual"}
+    with pytest.raises(InvalidInput, match="memory 1: fence needs a majority"):
+        await spine.store_many([{"content": "bad"}, fenced])
 
 
 @pytest.mark.parametrize(("name", "value"), cases(UPDATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -16,8 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from crdt_spine import Spine as Open
 from crdt_spine.cli.main import main
 from crdt_spine.cli.show import conflict_table, show
+from crdt_spine.core.token import token_text
 from crdt_spine.limits import CONNECT_SECONDS_MAX, CONTENT_BYTES_MAX
 from crdt_spine.memory import Conflict
 
@@ -235,6 +238,19 @@ def test_a_session_file_carries_the_token_from_one_command_to_the_next(spine: Sp
     assert (missing.code, missing.out) == (2, "")
     assert "there is no folder" in missing.err
     assert contents(spine("query", "--json")) == ["y", "x"]
+
+    # What is lost of it is told once; every command was told so, as the file stayed what it was.
+    async def with_what_is_lost() -> str:
+        async with Open.open(tmp_path / "memories.db", agent="other") as opened:
+            hello, vectors = opened.session.hello, opened.session.vectors
+            number = next(iter(opened.session.vectors), 0)
+            lost = {**vectors, number: {**vectors.get(number, {}), "local/nobody@never": 5}}
+            return token_text(hello.identity, hello.region, lost)
+
+    session.write_text(asyncio.run(with_what_is_lost()))
+    told = spine("query", "--session", str(session))
+    assert told.code == 4 and "local/nobody@never" in told.err
+    assert contents(spine("query", "--json", "--session", str(session))) == ["y", "x"]
     session.write_text("nonsense")
     assert spine("query", "--session", str(session)).code == 2
     session.write_bytes(b"\xff\xfe")

@@ -344,6 +344,9 @@ async def test_what_is_strong_by_its_tag_was_edited_as_a_document_all_the_same(s
         assert [(one.operation, one.id, one.level, one.because) for one in levels] == [
             ("document", "gate", Consistency.STRONG, "override:critical")
         ]
+        with spine.levels() as levels, pytest.raises(InvalidInput, match="call"):
+            await insert(spine, "gate", "y", consistency="strong")
+        assert [(one.operation, one.level, one.because) for one in levels] == [("document", Consistency.STRONG, "call")]
     assert await level_of(ben, insert(ben, "gate", "y", consistency="causal")) == ("causal", "call"), "the call's word"
     found = await ben.get("gate")
     assert found is not None and found.content == "yx"

@@ -9,7 +9,7 @@ from crdt_spine.config import ClusterConfig, NodeConfig, ReplicationConfig
 from crdt_spine.core.membership import Member, Membership, Settings, founded
 from crdt_spine.core.membership_changes import proposed
 from crdt_spine.errors import ConfigError
-from crdt_spine.node.agreement import agree, contradictions
+from crdt_spine.node.agreement import agree, belongs, contradictions
 
 NODES = tuple(NodeConfig(id=f"n{k}", host=f"10.0.0.{k}", port=8788, zone=f"z{k}") for k in (1, 2, 3))
 CONFIG = ClusterConfig(name="c", nodes=NODES, region="eu", partitions=4)
@@ -44,6 +44,21 @@ def test_each_setting_that_differs_is_named_with_both_values(changed: dict[str, 
     (told,) = contradictions(msgspec.structs.replace(CONFIG, **changed), running(), "my.yaml")
     assert told.startswith(f"my.yaml: {key}: found ")
     assert f"the running cluster has {here}; " in told
+
+
+def test_a_folder_of_another_cluster_is_told_all_of_it_with_file_and_key() -> None:
+    """It was the first difference alone, without file and key: one more at each start."""
+    belongs(CONFIG, running())
+    belongs(msgspec.structs.replace(CONFIG, placement="agent"), running())  # the running cluster says that
+    config = msgspec.structs.replace(CONFIG, partitions=8, region="us", placement="agent")
+    with pytest.raises(ConfigError) as told:
+        belongs(config, running(), "my.yaml")
+    region, partitions, placement = str(told.value).splitlines()
+    assert region.startswith(
+        "my.yaml: cluster.region: found 'us'; the cluster of this data folder has 'eu'; it is fixed"
+    )
+    assert partitions.startswith("my.yaml: cluster.partitions: found 8; the cluster of this data folder has 4; ")
+    assert placement.startswith("my.yaml: cluster.placement: found 'agent'; ")
 
 
 def test_what_the_file_leaves_out_of_replication_is_the_clusters() -> None:

@@ -266,9 +266,9 @@ def test_hosts_of_every_kind_are_taken() -> None:
 @pytest.mark.parametrize(
     ("nodes", "key", "reason"),
     [
-        ("", "cluster.nodes", "is missing; it must be a list"),
-        ("  nodes: []", "cluster.nodes", "must be a list of at least one"),
-        ("  nodes: {id: a}", "cluster.nodes", "must be a list of at least one"),
+        ("", "cluster.nodes", "is missing; it must be a list of mappings with the keys"),
+        ("  nodes: []", "cluster.nodes", "must be a list of mappings with the keys"),
+        ("  nodes: {id: a}", "cluster.nodes", "must be a list of mappings with the keys"),
         ("  nodes: [spine-1]", "cluster.nodes[0]", "must be a mapping with the keys id, host, port, role and zone"),
         ("  nodes: [{host: a, port: 1}]", "cluster.nodes[0].id", "is missing; it must be text"),
         ("  nodes: [{id: a, port: 1}]", "cluster.nodes[0].host", "is missing"),

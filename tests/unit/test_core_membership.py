@@ -195,6 +195,22 @@ def test_what_was_written_by_who_had_not_heard_of_the_leaving_is_handed_over_too
     assert done is not None and done.stage(number, str(move.frm)) is None
 
 
+def test_a_newcomer_is_not_settled_before_it_takes_part_in_strong_operations() -> None:
+    """Once a change was over before its newcomer had heard what was promised. The next node died, and there was nobody
+    left to tell it: strong operations had no majority until the dead one was back."""
+    joined = next(one for one in steps(proposed(THREE, "add", "d")) if "member" in (one.stage(n, "d") for n in LEVEL))
+    assert joined.change is not None
+    member = [number for number in joined.change.moves if joined.stage(number, "d") == "member"]
+    assert member
+    same = Goals()
+    assert same.step(joined, everybody(joined), said(joined), 2, member) is None
+    some = same.step(joined, everybody(joined), said(joined), 2, member[:1])
+    assert some is not None
+    leavers = {number: str(joined.change.moves[number].frm) for number in member}
+    assert {number for number, frm in leavers.items() if some.stage(number, frm) == "member"} == {member[0]}
+    assert same.step(joined, everybody(joined), said(joined), 2) is not None
+
+
 def test_a_goal_that_nobody_can_reach_any_more_is_set_anew() -> None:
     pulling = steps(proposed(THREE, "add", "d"))[2]
     lost = said(pulling, a={number: {"x": 4} for number in LEVEL})

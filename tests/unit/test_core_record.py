@@ -11,7 +11,7 @@ from crdt_spine.core import codec, writes
 from crdt_spine.core.messages import Change, Delete, Edit, Store
 from crdt_spine.core.record import Record, apply, merge
 from crdt_spine.core.registers import Origin
-from crdt_spine.core.version import vector_text, version_text, version_vector
+from crdt_spine.core.version import conflict, vector_text, version_text, version_vector
 
 ID = "a3f1-019a9d8e-7c1b-7d3a-9c55-0c1f2e3d4b5a"
 
@@ -250,3 +250,10 @@ def test_a_version_says_the_vector_that_it_was_made_of() -> None:
     for vector in ({"r/a@1": 7}, {"r/a@1": 7, "r:2/b@2": 12}):
         assert version_vector(version_text("m", vector_text(vector))) == vector
     assert version_vector("nothing") == {}
+
+
+def test_a_conflict_does_not_repeat_a_megabyte_that_was_given_for_a_version() -> None:
+    version = version_text("m", "r/a@1:3")
+    for given in ("A" * 1_000_000, version + ",x:1" * 100_000, "1" * 8 + "~" + "x" * 1_000_000 + ":1"):
+        said = conflict("m", version, given)
+        assert len(said) < 1_000 and "…" in said

@@ -75,6 +75,7 @@ class Node:
         self.say: Say = does
         self.stopped = False
         self.taken: list[Operation] = []
+        self.retries: list[bool] = []  # whether each request said that it may have been applied before
         self.down: tuple[str, ...] = ()
         self.held: list[Message] = []
 
@@ -83,6 +84,7 @@ class Node:
             self.held.append(message)
             return
         request = _decode(message.payload)
+        self.retries.append(request.retry)
         self.taken += [operation for operation in request.operations if not isinstance(operation, Reach)]
         results = [result for operation in request.operations if (result := self.say(operation)) is not None]
         inbox = message.reply.rpartition(".")[0]
@@ -768,3 +770,21 @@ async def test_a_write_that_is_not_strong_is_not_repeated_for_a_moments_silence(
     assert not any(node.taken for node in stage.others)
     stage.first.go_on()
     await task
+
+
+@pytest.mark.parametrize("error", ["NotHere", "Busy"])
+async def test_what_a_node_has_turned_away_is_no_retry_elsewhere(stage: Stage, error: str) -> None:
+    """It once said so, and a primary that did not remember all operations on a memory refused what had never been
+    done: strong writes failed while partitions moved."""
+    stage.first.say = refuses(error, message="not now", outcome="not applied")
+    await stage.store()
+    assert stage.first.retries == [False]
+    assert [retry for node in stage.others for retry in node.retries] == [False]
+
+
+async def test_what_a_node_may_have_done_is_a_retry_elsewhere(stage: Stage) -> None:
+    first = stage.first
+    first.say = lambda operation: None
+    await stage.store()
+    assert first.retries[0] is False
+    assert [retry for node in stage.others for retry in node.retries] == [True]

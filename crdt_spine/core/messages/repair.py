@@ -23,7 +23,8 @@ class Announcement(WireMessage, frozen=True, kw_only=True, tag_field="type", tag
     `strays` says up to where strays were established in the partitions that have some (core/strays.py). `abstains`: as
     its clock is wrong, it is nobody's primary (core/strong.py). `stranded`: by partition, the fingerprint of what a
     sync brought of actors that have ended (core/stranded.py). `behind`: it pulls what it misses, or its disk is slow:
-    no write should have to wait for it.
+    no write should have to wait for it. `unready`: the partitions in which it counts, and does not know yet what was
+    promised (core/rounds.py).
     """
 
     node: str
@@ -43,6 +44,7 @@ class Announcement(WireMessage, frozen=True, kw_only=True, tag_field="type", tag
     abstains: bool = False
     stranded: dict[int, Whole] = {}
     behind: bool = False
+    unready: tuple[Whole, ...] = ()
 
 
 class SyncRequest(WireMessage, frozen=True, kw_only=True, tag_field="type", tag="sync/1"):
