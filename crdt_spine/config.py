@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from crdt_spine.core.membership import one_host
 from crdt_spine.core.messages import Level, Role
 from crdt_spine.limits import (
     CACHE_BYTES_MAX,
@@ -279,7 +280,7 @@ def _nodes(cluster: Section) -> tuple[NodeConfig, ...]:
         where = f"cluster.nodes[{len(nodes)}]"
         if section.sound("id") and taken.setdefault(node.id, where) != where:
             section.problem("id", f"is also the id of {taken[node.id]}; ids must differ")
-        address = (node.host.lower(), node.port)
+        address = (one_host(node.host), node.port)
         if section.sound("host", "port") and taken.setdefault(address, where) != where:
             section.problem("port", f"is on {node.host} also the port of {taken[address]}; host and port must differ")
         nodes.append(node)

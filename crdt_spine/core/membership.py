@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any, Literal
 
 import msgspec
@@ -36,6 +37,16 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     port: int = 0
     zone: str | None = None
     role: Literal["primary", "replica"] = "primary"
+
+
+def one_host(host: str) -> str:
+    """A host in the one way to write it: names without regard to case and a final dot, addresses in their shortest
+    form."""
+    name = host.lower().rstrip(".")
+    try:
+        return ip_address(name).compressed
+    except ValueError:
+        return name
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

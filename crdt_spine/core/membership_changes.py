@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from crdt_spine.core.membership import Change, Kind, Member, Membership, described
+from crdt_spine.core.membership import Change, Kind, Member, Membership, described, one_host
 from crdt_spine.core.membership_cancel import cancelled
 from crdt_spine.core.rebalancing import plan
 from crdt_spine.errors import InvalidInput
@@ -73,9 +73,9 @@ def _comes(membership: Membership, node: str, member: Member | None) -> str:
             f"{node} was given up as dead in epoch {membership.gone.get(node, 0)}, and what has that id is refused for "
             "ever: give the new node another id"
         )
-    address = (member.host, member.port) if member is not None and member.host and member.port else None
+    address = (one_host(member.host), member.port) if member is not None and member.host and member.port else None
     for other, there in membership.members.items():
-        if (there.host, there.port) == address:
+        if (one_host(there.host), there.port) == address:
             raise InvalidInput(f"{there.host}:{there.port} is the address of {other} already: give {node} its own")
     return node
 

@@ -281,6 +281,12 @@ def test_hosts_of_every_kind_are_taken() -> None:
         ("  nodes: [{id: a, host: b, port: 1, zones: z}]", "cluster.nodes[0].zones", "did you mean zone?"),
         ("  nodes: [{id: a, host: b, port: 1}, {id: a, host: c, port: 1}]", "nodes[1].id", "of cluster.nodes[0]"),
         ("  nodes: [{id: a, host: b, port: 1}, {id: c, host: B, port: 1}]", "nodes[1].port", "of cluster.nodes[0]"),
+        ("  nodes: [{id: a, host: b, port: 1}, {id: c, host: b., port: 1}]", "nodes[1].port", "of cluster.nodes[0]"),
+        (
+            "  nodes: [{id: a, host: '::1', port: 1}, {id: c, host: '0:0::1', port: 1}]",
+            "nodes[1].port",
+            "also the port",
+        ),
     ],
 )
 def test_a_wrong_node_is_named_with_what_is_allowed(nodes: str, key: str, reason: str) -> None:

@@ -262,6 +262,7 @@ def test_what_is_refused_says_why_and_changes_nothing() -> None:
         ("belongs to remove, replace, cancel", four, {"kind": "add", "node": "e", "dead": True}),
         ("given up as dead", buried, {"kind": "add", "node": "b"}),
         ("address of a already", there, {"kind": "add", "node": "e", "member": Member(host="h", port=8788)}),
+        ("address of a already", there, {"kind": "add", "node": "e", "member": Member(host="H.", port=8788)}),
         ("nothing to cancel", four, {"kind": "cancel"}),
         ("turned back already", proposed(moving, "cancel"), {"kind": "cancel"}),
         ("for a node that died meanwhile", moving, {"kind": "cancel", "goes": "b"}),
