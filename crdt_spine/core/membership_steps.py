@@ -83,10 +83,10 @@ def advance(
         return None
     if not change.moves:
         return _closed(membership, membership.epoch + 1)
-    epoch = membership.epoch + 1
+    epoch, comes = membership.epoch + 1, "" if change.kind == "cancel" else change.comes or ""
     seats, moves, done = dict(membership.seats), dict(change.moves), dict(change.done)
     for number, step in _steps(membership).items():
-        if number in unready and step.goal == "level" and membership.stage(number, step.who or "") == "member":
+        if number in unready and step.who == comes and membership.stage(number, comes) == "member":
             continue
         if _is_due(membership, number, step, wanted, known, enough):
             seats[number] = _seated(seats[number], step, epoch)
