@@ -209,14 +209,15 @@ def test_a_newcomer_is_not_settled_before_it_takes_part_in_strong_operations() -
     leavers = {number: str(joined.change.moves[number].frm) for number in member}
     assert {number for number, frm in leavers.items() if some.stage(number, frm) == "member"} == {member[0]}
     assert same.step(joined, everybody(joined), said(joined), 2) is not None
-    back = proposed(joined, "cancel", goes="d", dead=True, by="x", now=1)
-    for _ in range(10):  # nobody waits for what a dead newcomer would have had to hear
-        if back.change is None:
-            break
-        after = Goals().step(back, everybody(back), said(back), 2, member)
-        assert after is not None
-        back = after
-    assert back.change is None
+    for dead in (False, True):  # a newcomer that is turned back has nothing to hear any more
+        back = proposed(joined, "cancel", goes="d" if dead else "", dead=dead, by="x", now=1)
+        for _ in range(12):
+            if back.change is None:
+                break
+            after = Goals().step(back, everybody(back), said(back), 2, member)
+            assert after is not None
+            back = after
+        assert back.change is None
 
 
 def test_a_goal_that_nobody_can_reach_any_more_is_set_anew() -> None:
