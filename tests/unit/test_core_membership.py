@@ -209,8 +209,10 @@ def test_a_newcomer_is_not_settled_before_it_takes_part_in_strong_operations() -
     leavers = {number: str(joined.change.moves[number].frm) for number in member}
     assert {number for number, frm in leavers.items() if some.stage(number, frm) == "member"} == {member[0]}
     assert same.step(joined, everybody(joined), said(joined), 2) is not None
+    leaving = steps(proposed(THREE, "add", "d"))[4]
+    assert "leaving" in {leaving.stage(number, frm) for number, frm in leavers.items()}
     for dead in (False, True):  # a newcomer that is turned back has nothing to hear any more
-        back = proposed(joined, "cancel", goes="d" if dead else "", dead=dead, by="x", now=1)
+        back = proposed(leaving, "cancel", goes="d" if dead else "", dead=dead, by="x", now=1)
         for _ in range(12):
             if back.change is None:
                 break
