@@ -52,17 +52,21 @@ async def opened(common: Common, *, creates: bool = False) -> AsyncIterator[Spin
     except TimeoutError as error:
         raise ConnectionFailed(f"no cluster answered at {common.server} within {common.timeout:g} s") from error
     try:
-        try:
-            yield spine
-        except SpineError:
-            if session is not None:  # what was lost of a token is out of it now: else every command would be told so
-                with contextlib.suppress(OSError):
-                    write_whole(session, f"{spine.token}\n".encode())
-            raise
-        if session is not None:
-            write_whole(session, f"{spine.token}\n".encode())
+        yield spine
+    except SpineError:
+        with contextlib.suppress(OSError):  # what was lost of a token is out of it now: else every command were told so
+            _keep(session, spine)
+        raise
+    else:
+        _keep(session, spine)
     finally:
         await spine.close()
+
+
+def _keep(session: Path | None, spine: Spine) -> None:
+    """Write the session's token to its file, if it has one. Raises OSError naming it."""
+    if session is not None:
+        write_whole(session, f"{spine.token}\n".encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
